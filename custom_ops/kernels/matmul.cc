@@ -1,0 +1,218 @@
+#include "custom_ops/kernels/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "custom_ops/kernels/rows.h"
+
+namespace reuse_tf {
+namespace {
+
+#if defined(__aarch64__)
+namespace neon {
+#define LANES 4
+#define STRIP_ROWS 8
+#define STRIP_VECTORS 3
+#include "custom_ops/kernels/simd.inc"
+#undef LANES
+#undef STRIP_ROWS
+#undef STRIP_VECTORS
+}  // namespace neon
+#else
+namespace baseline {
+#define LANES 4
+#define STRIP_ROWS 6
+#define STRIP_VECTORS 2
+#include "custom_ops/kernels/simd.inc"
+#undef LANES
+#undef STRIP_ROWS
+#undef STRIP_VECTORS
+}  // namespace baseline
+#endif
+
+// Everything included from elsewhere is included above: a function of the
+// standard library compiled for a newer processor could otherwise be the one
+// that the linker keeps for all.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#define BEGIN_TARGET_AVX2                                               \
+  _Pragma(                                                              \
+      "clang attribute push(__attribute__((target(\"avx2,fma\"))), " \
+      "apply_to = function)")
+#define BEGIN_TARGET_AVX512                                          \
+  _Pragma(                                                           \
+      "clang attribute push(__attribute__((target(\"avx512f\"))), " \
+      "apply_to = function)")
+#define END_TARGET _Pragma("clang attribute pop")
+#else
+#define BEGIN_TARGET_AVX2 \
+  _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma\")")
+#define BEGIN_TARGET_AVX512 \
+  _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f\")")
+#define END_TARGET _Pragma("GCC pop_options")
+#endif
+
+BEGIN_TARGET_AVX2
+namespace avx2 {
+#define LANES 8
+#define STRIP_ROWS 6
+#define STRIP_VECTORS 2
+#include "custom_ops/kernels/simd.inc"
+#undef LANES
+#undef STRIP_ROWS
+#undef STRIP_VECTORS
+}  // namespace avx2
+END_TARGET
+
+BEGIN_TARGET_AVX512
+namespace avx512 {
+#define LANES 16
+#define STRIP_ROWS 12
+#define STRIP_VECTORS 2
+#include "custom_ops/kernels/simd.inc"
+#undef LANES
+#undef STRIP_ROWS
+#undef STRIP_VECTORS
+}  // namespace avx512
+END_TARGET
+#endif  // __x86_64__
+
+}  // namespace
+
+const std::vector<const InstructionSet*>& InstructionSets() {
+  static const auto* sets = [] {
+    auto* found = new std::vector<const InstructionSet*>;
+#if defined(__aarch64__)
+    static constexpr InstructionSet neon = neon::Make("neon");
+    found->push_back(&neon);
+#else
+#if defined(__x86_64__)
+    static constexpr InstructionSet avx512 = avx512::Make("avx512");
+    static constexpr InstructionSet avx2 = avx2::Make("avx2");
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) found->push_back(&avx512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found->push_back(&avx2);
+    }
+#endif
+    static constexpr InstructionSet baseline = baseline::Make("baseline");
+    found->push_back(&baseline);
+#endif
+    return found;
+  }();
+  return *sets;
+}
+
+void InstructionSet::Pack(const float* b, int64_t stride, int64_t depth,
+                          int64_t columns, float* panels) const {
+  const int64_t panel = lanes * vectors, padded = Padded(columns);
+  for (int64_t c = 0; c < padded; c += panel) {
+    const int64_t width = std::min(panel, padded - c);
+    const int64_t valid = std::min(width, columns - c);
+    for (int64_t i = 0; i < depth; ++i, panels += width) {
+      std::memcpy(panels, b + i * stride + c, valid * sizeof(float));
+      std::fill(panels + valid, panels + width, 0.f);
+    }
+  }
+}
+
+void PackedKernel::Pack(const float* kernel, const float* bias, int64_t taps,
+                        int64_t channels, int64_t filters, int64_t groups,
+                        const InstructionSet& set) {
+  set_ = &set;
+  taps_ = taps;
+  channels_ = channels;
+  filters_ = filters;
+  groups_ = groups;
+  group_filters_ = filters / groups;
+  depth_ = taps * (channels / groups);
+  has_bias_ = bias != nullptr;
+  // Some 64 kB of patches: they pass through the second-level cache while a
+  // panel stays in the first.
+  block_ = std::clamp<int64_t>(16384 / std::max<int64_t>(depth_, 1), set.rows,
+                               256);
+  block_ = (block_ + set.rows - 1) / set.rows * set.rows;
+  if (depthwise()) {
+    padded_ = group_filters_;
+    panels_.assign(kernel, kernel + taps * filters);
+    bias_.clear();
+    if (has_bias_) bias_.assign(bias, bias + filters);
+    return;
+  }
+  padded_ = set.Padded(group_filters_);
+  panels_.resize(groups * padded_ * depth_);
+  bias_.assign(has_bias_ ? groups * padded_ : 0, 0);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * group_filters_;
+    set.Pack(kernel + first, filters, depth_, group_filters_,
+             panels_.data() + g * padded_ * depth_);
+    if (has_bias_) {
+      std::memcpy(bias_.data() + g * padded_, bias + first,
+                  group_filters_ * sizeof(float));
+    }
+  }
+}
+
+void PackedKernel::Multiply(const float* rows, const int32_t* patches,
+                            int64_t count, Activation activation,
+                            const int32_t* out_ids, float* table) const {
+  thread_local std::vector<float> gathered;
+  gathered.resize(std::min(count, block_) * depth_ *
+                  (depthwise() ? channels_ : 1));
+  float* block = gathered.data();
+  const int64_t group_channels = channels_ / groups_;
+  for (int64_t start = 0; start < count; start += block_) {
+    const int64_t size = std::min(block_, count - start);
+    const int32_t* ids = patches + start * taps_;
+    const int32_t* out = out_ids + start;
+    if (depthwise()) {
+      GatherRows(rows, channels_, channels_, ids, size * taps_, block);
+      for (int64_t i = 0; i < size; ++i) {
+        set_->depthwise(block + i * taps_ * channels_, taps_, filters_,
+                        panels_.data(), has_bias_ ? bias_.data() : nullptr,
+                        table + out[i] * filters_);
+      }
+    } else {
+      for (int64_t g = 0; g < groups_; ++g) {
+        GatherRows(rows + g * group_channels, channels_, group_channels, ids,
+                   size * taps_, block);
+        set_->Multiply(block, size, depth_,
+                       panels_.data() + g * padded_ * depth_,
+                       has_bias_ ? bias_.data() + g * padded_ : nullptr,
+                       group_filters_, [&](int64_t i) {
+                         return table + out[i] * filters_ + g * group_filters_;
+                       });
+      }
+    }
+    if (activation != Activation::kLinear) {
+      for (int64_t i = 0; i < size; ++i) {
+        Activate(activation, table + out[i] * filters_, filters_);
+      }
+    }
+  }
+}
+
+void ConvolvePositions(const Window& window, const PackedKernel& kernel,
+                       Activation activation, const float* rows,
+                       const int32_t* positions, int64_t count,
+                       const ParallelFor& parallel, float* table) {
+  const int64_t block = kernel.block();
+  // A core makes some 16 multiply-adds a cycle; a value is gathered in less
+  // than one.
+  const int64_t cycles =
+      block * (kernel.cost() / 16 + kernel.taps() * (4 + kernel.channels() / 4));
+  parallel((count + block - 1) / block, cycles,
+           [&](int64_t begin, int64_t end) {
+             thread_local std::vector<int32_t> patches;
+             patches.resize(block * kernel.taps());
+             for (int64_t i = begin; i < end; ++i) {
+               const int32_t* at = positions + i * block;
+               const int64_t size = std::min(block, count - i * block);
+               PatchIds(window, at, size, patches.data());
+               kernel.Multiply(rows, patches.data(), size, activation, at,
+                               table);
+             }
+           });
+}
+
+}  // namespace reuse_tf

@@ -1,0 +1,74 @@
+// The sliding window of a convolution or a pooling: which input pixels lie
+// under the kernel at each output position.
+#ifndef REUSE_TF_KERNELS_WINDOW_H_
+#define REUSE_TF_KERNELS_WINDOW_H_
+
+#include <algorithm>
+#include <cstdint>
+
+namespace reuse_tf {
+
+struct Window {
+  int64_t height = 0, width = 0;  // of the input
+  int64_t kernel_height = 1, kernel_width = 1;
+  int64_t stride_height = 1, stride_width = 1;
+  int64_t dilation_height = 1, dilation_width = 1;
+  int64_t pad_top = 0, pad_left = 0;
+  int64_t out_height = 0, out_width = 0;
+
+  int64_t taps() const { return kernel_height * kernel_width; }
+  int64_t pixels() const { return height * width; }
+  int64_t positions() const { return out_height * out_width; }
+};
+
+// Sets the padding and the output size of one axis as TensorFlow's "SAME" and
+// "VALID" do. An input smaller than the kernel has no "VALID" positions.
+inline void PadAxis(bool same, int64_t size, int64_t kernel, int64_t stride,
+                    int64_t dilation, int64_t* pad, int64_t* out) {
+  const int64_t extent = (kernel - 1) * dilation + 1;
+  if (same) {
+    *out = (size + stride - 1) / stride;
+    *pad = std::max<int64_t>(0, (*out - 1) * stride + extent - size) / 2;
+  } else {
+    *out = std::max<int64_t>(0, (size - extent + stride) / stride);
+    *pad = 0;
+  }
+}
+
+inline void Pad(bool same, Window* w) {
+  PadAxis(same, w->height, w->kernel_height, w->stride_height,
+          w->dilation_height, &w->pad_top, &w->out_height);
+  PadAxis(same, w->width, w->kernel_width, w->stride_width, w->dilation_width,
+          &w->pad_left, &w->out_width);
+}
+
+// The ids of the input pixels under the window at `count` output positions,
+// as patches[count, taps]; -1 where the window reaches into the padding.
+// Pixels and positions are numbered through the batch: (n * height + y) * width
+// + x, of the input and of the output.
+inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
+                     int32_t* patches) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = positions[i] / w.out_width;
+    const int64_t image = row / w.out_height;
+    const int64_t top =
+        (row - image * w.out_height) * w.stride_height - w.pad_top;
+    const int64_t left =
+        (positions[i] - row * w.out_width) * w.stride_width - w.pad_left;
+    for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
+      const int64_t y = top + ky * w.dilation_height;
+      const bool inside = y >= 0 && y < w.height;
+      const int64_t line = (image * w.height + y) * w.width;
+      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+        const int64_t x = left + kx * w.dilation_width;
+        *patches++ = inside && x >= 0 && x < w.width
+                         ? static_cast<int32_t>(line + x)
+                         : -1;
+      }
+    }
+  }
+}
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_WINDOW_H_

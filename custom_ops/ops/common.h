@@ -1,0 +1,111 @@
+// What the ops share: TensorFlow's threads for the kernels, and the checks.
+#ifndef REUSE_TF_OPS_COMMON_H_
+#define REUSE_TF_OPS_COMMON_H_
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/window.h"
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace reuse_tf {
+
+// TensorFlow's own thread pool, as the kernels see it.
+inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
+  auto* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
+  return [pool](int64_t total, int64_t cycles,
+                const std::function<void(int64_t, int64_t)>& body) {
+    pool->ParallelFor(
+        total,
+        tensorflow::thread::ThreadPool::SchedulingParams::Adaptive(cycles),
+        body);
+  };
+}
+
+// Ids are int32: what they number must be countable by one.
+inline absl::Status CheckCountable(const char* what, int64_t count) {
+  if (count > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " must be at most 2^31 - 1, got ", count));
+  }
+  return absl::OkStatus();
+}
+
+inline absl::Status CheckRank(const char* name, const tensorflow::Tensor& t,
+                              int rank, const char* layout) {
+  if (t.dims() != rank) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " must have rank ", rank, " ", layout,
+                     ", got shape ", t.shape().DebugString()));
+  }
+  return absl::OkStatus();
+}
+
+// Checks that `lowest` <= ids < count.
+inline absl::Status CheckIds(const char* name, const tensorflow::Tensor& ids,
+                             int32_t lowest, int64_t count) {
+  const auto flat = ids.flat<int32_t>();
+  int64_t bad = -1;
+  for (int64_t i = 0; i < flat.size(); ++i) {
+    if (flat(i) < lowest || flat(i) >= count) bad = i;
+  }
+  if (bad >= 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " must lie in [", lowest, ", ", count, "), got ",
+                     flat(bad), " at flat index ", bad));
+  }
+  return absl::OkStatus();
+}
+
+// The attributes `strides`, `dilations` and `padding` of a window.
+struct WindowAttributes {
+  std::vector<int32_t> strides, dilations;
+  bool same = false;
+
+  template <typename Source>  // OpKernelConstruction or InferenceContext
+  absl::Status Read(Source* source) {
+    std::string padding;
+    TF_RETURN_IF_ERROR(source->GetAttr("strides", &strides));
+    TF_RETURN_IF_ERROR(source->GetAttr("dilations", &dilations));
+    TF_RETURN_IF_ERROR(source->GetAttr("padding", &padding));
+    same = padding == "SAME";
+    TF_RETURN_IF_ERROR(CheckPair("strides", strides));
+    return CheckPair("dilations", dilations);
+  }
+
+  static absl::Status CheckPair(const char* name,
+                                const std::vector<int32_t>& pair) {
+    if (pair.size() != 2 || pair[0] < 1 || pair[1] < 1) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          name, " must be two positive integers, got [",
+          pair.empty() ? "" : absl::StrCat(pair[0]),
+          pair.size() < 2 ? "" : absl::StrCat(", ", pair[1]),
+          pair.size() > 2 ? ", ..." : "", "]"));
+    }
+    return absl::OkStatus();
+  }
+
+  Window Over(int64_t height, int64_t width, int64_t kernel_height,
+              int64_t kernel_width) const {
+    Window window;
+    window.height = height;
+    window.width = width;
+    window.kernel_height = kernel_height;
+    window.kernel_width = kernel_width;
+    window.stride_height = strides[0];
+    window.stride_width = strides[1];
+    window.dilation_height = dilations[0];
+    window.dilation_width = dilations[1];
+    Pad(same, &window);
+    return window;
+  }
+};
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_OPS_COMMON_H_

@@ -1,0 +1,251 @@
+"""The compiled ops: their loader, their Python faces and their gradients."""
+
+import importlib.metadata
+import os
+import pathlib
+
+import keras
+import tensorflow as tf
+
+# The op library is built against one TensorFlow minor and loads in no other.
+TENSORFLOW_MINOR = "2.21"
+_LIBRARY = "libreuse_tf.so"
+
+
+def _library_path():
+    """Where the compiled library is: beside this file, or, when this file is
+    of a checkout, where pip installed it."""
+    override = os.environ.get("REUSE_TF_LIBRARY")
+    if override:
+        return pathlib.Path(override)
+    path = pathlib.Path(__file__).with_name(_LIBRARY)
+    if path.exists():
+        return path
+    try:
+        files = importlib.metadata.distribution("reuse-tf")
+        path = pathlib.Path(files.locate_file(f"reuse_tf/{_LIBRARY}"))
+        if path.exists():
+            return path
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    raise ImportError(
+        f"reuse_tf: the compiled library {_LIBRARY} is missing. Build and "
+        "install it with `pip install -e .` in the folder that holds "
+        "pyproject.toml."
+    )
+
+
+def _load():
+    found = tf.__version__
+    if found.split(".")[:2] != TENSORFLOW_MINOR.split("."):
+        raise ImportError(
+            f"reuse_tf was built for TensorFlow {TENSORFLOW_MINOR}, but "
+            f"TensorFlow {found} is installed. Install the one it was built "
+            f"for: `pip install 'tensorflow=={TENSORFLOW_MINOR}.*'`."
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            "reuse_tf needs Keras to run on TensorFlow, but its backend is "
+            f"{keras.backend.backend()!r}. Set the environment variable "
+            "KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+    return tf.load_op_library(str(_library_path()))
+
+
+_ops = _load()
+
+
+def sparse_gather(rows, patches):
+    """Gathers the rows that make up each patch.
+
+    Differentiable with respect to `rows`: the gradient adds each part of a
+    patch to the row it came from.
+
+    Args:
+        rows: Activation table, `[U, C]`; float16, bfloat16, float32, float64,
+            uint8 or int32.
+        patches: Row ids, int32 `[M, k]`, each in `[-1, U)`; -1 stands for a
+            row of zeros.
+
+    Returns:
+        `[M, k * C]`, of the dtype of `rows`: row `m` is the rows
+        `patches[m, 0]` to `patches[m, k - 1]` behind each other.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If a rank or an id is not as above.
+
+    Example:
+
+    >>> sparse_gather([[1.0, 2.0], [3.0, 4.0]], [[1, -1]]).numpy()
+    array([[3., 4., 0., 0.]], dtype=float32)
+    """
+    return _ops.reuse_tf_sparse_gather(rows, patches)
+
+
+def sparse_scatter(table, ids, rows):
+    """Replaces rows of a table.
+
+    The table is changed in place if nobody else holds it (as inside a
+    `tf.function`), and copied otherwise. Differentiable with respect to
+    `table` and `rows`.
+
+    Args:
+        table: `[U, C]`; float16, bfloat16, float32, float64, uint8 or int32.
+        ids: The rows to replace, int32 `[M]`, each in `[0, U)`. Of equal ids
+            the last one holds.
+        rows: `[M, C]`, of the dtype of `table`.
+
+    Returns:
+        `[U, C]`: the table with those rows replaced.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If a shape or an id is not as above.
+
+    Example:
+
+    >>> sparse_scatter([[1.0], [2.0]], [1], [[5.0]]).numpy()
+    array([[1.],
+           [5.]], dtype=float32)
+    """
+    return _ops.reuse_tf_sparse_scatter(table, ids, rows)
+
+
+def changed_positions(
+    inputs,
+    seen,
+    kernel_size=3,
+    strides=1,
+    padding="same",
+    dilation_rate=1,
+    threshold=0.0,
+):
+    """Finds the positions whose patch is no longer what was last seen.
+
+    Args:
+        inputs: `[N, H, W, C]`, float32 or uint8.
+        seen: What was last seen, of the same shape and dtype.
+        kernel_size: Integer, or two for height and width.
+        strides: Integer, or two.
+        padding: `"same"` or `"valid"`.
+        dilation_rate: Integer, or two.
+        threshold: If 0, pixels are compared bit by bit. Otherwise a pixel has
+            changed if one of its values differs by more than this, or is NaN.
+
+    Returns:
+        A tuple `(positions, seen)`. `positions` is int32 `[M]`, ascending, and
+        counts the output positions through the batch:
+        `(n * output_height + y) * output_width + x`. `seen` is what to
+        remember for the next call: the old one with the changed pixels
+        replaced, so that it is never off by more than the threshold.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If a shape is not as above.
+        ValueError: If an argument is not as above.
+    """
+    return _ops.reuse_tf_changed_positions(
+        inputs,
+        seen,
+        kernel_size=_pair("kernel_size", kernel_size),
+        strides=_pair("strides", strides),
+        padding=str(padding).upper(),
+        dilations=_pair("dilation_rate", dilation_rate),
+        threshold=threshold,
+    )
+
+
+def _pair(name, value):
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(
+            f"Expected `{name}` to be a positive integer or two. "
+            f"Received: {name}={value!r}"
+        )
+    return pair
+
+
+def new_state():
+    """Makes an empty state for one incremental layer (a resource handle)."""
+    # Beside the graph that is being traced, if any: it outlives the trace.
+    with tf.init_scope(), tf.device("CPU:0"):
+        return _ops.reuse_tf_incremental_state()
+
+
+reset_state = _ops.reuse_tf_reset_state
+state_stats = _ops.reuse_tf_state_stats
+incremental_conv2d = _ops.reuse_tf_incremental_conv2d
+incremental_dense = _ops.reuse_tf_incremental_dense
+
+
+@tf.RegisterGradient("ReuseTF>SparseGather")
+def _sparse_gather_grad(op, gradient):
+    rows, patches = op.inputs
+    num_rows = tf.shape(rows, out_type=tf.int64)[0]
+    return _ops.reuse_tf_sparse_gather_grad(gradient, patches, num_rows), None
+
+
+@tf.RegisterGradient("ReuseTF>SparseGatherGrad")
+def _sparse_gather_grad_grad(op, gradient):
+    return sparse_gather(gradient, op.inputs[1]), None, None
+
+
+@tf.RegisterGradient("ReuseTF>SparseScatter")
+def _sparse_scatter_grad(op, gradient):
+    table, ids, rows = op.inputs
+    table_gradient = sparse_scatter(gradient, ids, tf.zeros_like(rows))
+    # Of equal ids only the last one is in the result.
+    order = tf.range(tf.size(ids))[:, None]
+    last = sparse_scatter(
+        tf.zeros([tf.shape(table)[0], 1], tf.int32), ids, order
+    )
+    holds = sparse_gather(last, ids[:, None]) == order
+    rows_gradient = tf.where(
+        holds, sparse_gather(gradient, ids[:, None]), tf.zeros_like(rows)
+    )
+    return table_gradient, None, rows_gradient
+
+
+def _activate(op, outputs):
+    return keras.activations.get(op.get_attr("activation").decode())(outputs)
+
+
+@tf.RegisterGradient("ReuseTF>IncrementalConv2D")
+def _incremental_conv2d_grad(op, gradient):
+    """The dense gradient: by differentiating the plain convolution."""
+    _, inputs, kernel, bias = op.inputs
+    with tf.GradientTape() as tape:
+        tape.watch([inputs, kernel, bias])
+        outputs = keras.ops.conv(
+            inputs,
+            kernel,
+            strides=op.get_attr("strides"),
+            padding=op.get_attr("padding").decode().lower(),
+            dilation_rate=op.get_attr("dilations"),
+            data_format="channels_last",
+        )
+        if op.get_attr("use_bias"):
+            outputs = outputs + bias
+        outputs = _activate(op, outputs)
+    return None, *tape.gradient(
+        outputs,
+        [inputs, kernel, bias],
+        gradient,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+
+
+@tf.RegisterGradient("ReuseTF>IncrementalDense")
+def _incremental_dense_grad(op, gradient):
+    """The dense gradient: by differentiating the plain product."""
+    _, inputs, kernel, bias = op.inputs
+    with tf.GradientTape() as tape:
+        tape.watch([inputs, kernel, bias])
+        outputs = tf.matmul(inputs, kernel)
+        if op.get_attr("use_bias"):
+            outputs = outputs + bias
+        outputs = _activate(op, outputs)
+    return None, *tape.gradient(
+        outputs,
+        [inputs, kernel, bias],
+        gradient,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
