@@ -124,18 +124,18 @@ void UpdateSeen(const T* now, T* seen, int64_t lines, int64_t width,
            });
 }
 
-// Appends, in ascending order, the output positions of `images` images whose
-// window holds a marked pixel. `mask` has images * height lines.
-inline void ChangedPositions(const Window& w, int64_t images,
+// Appends, in ascending order, the output positions of one image of the batch
+// whose window holds a marked pixel. `mask` has `height` lines for each image.
+inline void ChangedPositions(const Window& w, int64_t image,
                              const PixelMask& mask,
                              std::vector<int32_t>* positions) {
   const int64_t words = mask.words();
   const int64_t out_words = (w.out_width + 63) / 64;
-  std::vector<uint64_t> columns(words), hits(out_words);
-  for (int64_t row = 0; row < images * w.out_height; ++row) {
-    const int64_t image = row / w.out_height;
-    const int64_t top =
-        (row - image * w.out_height) * w.stride_height - w.pad_top;
+  thread_local std::vector<uint64_t> columns, hits;
+  columns.resize(words);
+  hits.resize(out_words);
+  for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
+    const int64_t top = out_y * w.stride_height - w.pad_top;
     uint64_t any = 0;
     std::fill(columns.begin(), columns.end(), 0);
     for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
@@ -158,8 +158,9 @@ inline void ChangedPositions(const Window& w, int64_t images,
         }
       }
     });
+    const int64_t row = (image * w.out_height + out_y) * w.out_width;
     ForEachBit(hits.data(), out_words, [&](int64_t x) {
-      positions->push_back(static_cast<int32_t>(row * w.out_width + x));
+      positions->push_back(static_cast<int32_t>(row + x));
     });
   }
 }

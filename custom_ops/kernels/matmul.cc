@@ -154,8 +154,8 @@ void PackedKernel::Pack(const float* kernel, const float* bias, int64_t taps,
 }
 
 void PackedKernel::Multiply(const float* rows, const int32_t* patches,
-                            int64_t count, Activation activation,
-                            const int32_t* out_ids, float* table) const {
+                            int64_t count, const RowOps& ops,
+                            const int32_t* ids, float* table) const {
   thread_local std::vector<float> gathered;
   gathered.resize(std::min(count, block_) * depth_ *
                   (depthwise() ? channels_ : 1));
@@ -163,56 +163,45 @@ void PackedKernel::Multiply(const float* rows, const int32_t* patches,
   const int64_t group_channels = channels_ / groups_;
   for (int64_t start = 0; start < count; start += block_) {
     const int64_t size = std::min(block_, count - start);
-    const int32_t* ids = patches + start * taps_;
-    const int32_t* out = out_ids + start;
+    const int32_t* from = patches + start * taps_;
+    const auto out = [=](int64_t i) {
+      return table + (ids == nullptr ? start + i : ids[start + i]) * filters_;
+    };
     if (depthwise()) {
-      GatherRows(rows, channels_, channels_, ids, size * taps_, block);
+      GatherRows(rows, channels_, channels_, from, size * taps_, block);
       for (int64_t i = 0; i < size; ++i) {
         set_->depthwise(block + i * taps_ * channels_, taps_, filters_,
                         panels_.data(), has_bias_ ? bias_.data() : nullptr,
-                        table + out[i] * filters_);
+                        out(i));
       }
     } else {
       for (int64_t g = 0; g < groups_; ++g) {
-        GatherRows(rows + g * group_channels, channels_, group_channels, ids,
+        GatherRows(rows + g * group_channels, channels_, group_channels, from,
                    size * taps_, block);
         set_->Multiply(block, size, depth_,
                        panels_.data() + g * padded_ * depth_,
                        has_bias_ ? bias_.data() + g * padded_ : nullptr,
                        group_filters_, [&](int64_t i) {
-                         return table + out[i] * filters_ + g * group_filters_;
+                         return out(i) + g * group_filters_;
                        });
       }
     }
-    if (activation != Activation::kLinear) {
-      for (int64_t i = 0; i < size; ++i) {
-        Activate(activation, table + out[i] * filters_, filters_);
-      }
+    if (!ops.empty()) {
+      for (int64_t i = 0; i < size; ++i) ops.Apply(out(i), filters_);
     }
   }
 }
 
 void ConvolvePositions(const Window& window, const PackedKernel& kernel,
-                       Activation activation, const float* rows,
+                       const RowOps& ops, const float* rows,
                        const int32_t* positions, int64_t count,
                        const ParallelFor& parallel, float* table) {
-  const int64_t block = kernel.block();
-  // A core makes some 16 multiply-adds a cycle; a value is gathered in less
-  // than one.
-  const int64_t cycles =
-      block * (kernel.cost() / 16 + kernel.taps() * (4 + kernel.channels() / 4));
-  parallel((count + block - 1) / block, cycles,
-           [&](int64_t begin, int64_t end) {
-             thread_local std::vector<int32_t> patches;
-             patches.resize(block * kernel.taps());
-             for (int64_t i = begin; i < end; ++i) {
-               const int32_t* at = positions + i * block;
-               const int64_t size = std::min(block, count - i * block);
-               PatchIds(window, at, size, patches.data());
-               kernel.Multiply(rows, patches.data(), size, activation, at,
-                               table);
-             }
-           });
+  kernel.ForBlocks(count, parallel, [&](int64_t first, int64_t size) {
+    thread_local std::vector<int32_t> patches;
+    patches.resize(size * kernel.taps());
+    PatchIds(window, positions + first, size, patches.data());
+    kernel.Multiply(rows, patches.data(), size, ops, positions + first, table);
+  });
 }
 
 }  // namespace reuse_tf

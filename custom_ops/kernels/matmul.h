@@ -10,8 +10,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "custom_ops/kernels/activation.h"
 #include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/window.h"
 
 namespace reuse_tf {
@@ -90,23 +90,42 @@ class PackedKernel {
   // Multiply-adds for one position.
   int64_t cost() const { return taps_ * (channels_ / groups_) * filters_; }
 
-  // table[out_ids[i], :] = activation(patch i * kernel + bias), where patch i
-  // is the rows patches[i, 0:taps] of `rows` [*, channels], -1 being a row of
-  // zeros. Runs on the calling thread.
+  // table[out_id(i), :] = ops(patch i * kernel + bias), where patch i is the
+  // rows patches[i, 0:taps] of `rows` [*, channels], -1 being a row of zeros;
+  // out_id(i) is ids[i], or i if ids is null. Runs on the calling thread.
   void Multiply(const float* rows, const int32_t* patches, int64_t count,
-                Activation activation, const int32_t* out_ids,
-                float* table) const;
+                const RowOps& ops, const int32_t* ids, float* table) const;
 
-  // The number of patches that Multiply likes to be given at once: enough to
-  // use each panel several times, few enough to stay in cache.
-  int64_t block() const { return block_; }
+  // Cuts `count` patches into blocks and calls body(first, size) for each, on
+  // several threads if there is enough work.
+  template <typename Body>
+  void ForBlocks(int64_t count, const ParallelFor& parallel,
+                 const Body& body) const {
+    // A core makes some 16 multiply-adds a cycle; a value is gathered in less
+    // than one.
+    const int64_t cycles =
+        block_ * (cost() / 16 + taps_ * (4 + channels_ / 4) + filters_ / 4);
+    const int64_t blocks = (count + block_ - 1) / block_;
+    if (blocks <= 1) {
+      if (count > 0) body(int64_t{0}, count);
+      return;
+    }
+    parallel(blocks, cycles, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        body(i * block_, std::min(block_, count - i * block_));
+      }
+    });
+  }
 
  private:
   bool depthwise() const { return groups_ == channels_ && filters_ == groups_; }
 
   const InstructionSet* set_ = nullptr;
   int64_t taps_ = 0, channels_ = 0, filters_ = 0, groups_ = 1;
-  int64_t group_filters_ = 0, depth_ = 0, padded_ = 0, block_ = 0;
+  int64_t group_filters_ = 0, depth_ = 0, padded_ = 0;
+  // Patches multiplied at once: enough to use each panel several times, few
+  // enough to stay in cache.
+  int64_t block_ = 1;
   bool has_bias_ = false;
   std::vector<float> panels_;  // [groups, padded * depth]
   std::vector<float> bias_;    // [groups, padded]
@@ -115,7 +134,7 @@ class PackedKernel {
 // Computes a convolution of `rows`, an activation map [*, channels] on the
 // grid of `window`, at some of its positions, into table [positions, filters].
 void ConvolvePositions(const Window& window, const PackedKernel& kernel,
-                       Activation activation, const float* rows,
+                       const RowOps& ops, const float* rows,
                        const int32_t* positions, int64_t count,
                        const ParallelFor& parallel, float* table);
 

@@ -42,31 +42,53 @@ inline void Pad(bool same, Window* w) {
           &w->pad_left, &w->out_width);
 }
 
-// The ids of the input pixels under the window at `count` output positions,
-// as patches[count, taps]; -1 where the window reaches into the padding.
-// Pixels and positions are numbered through the batch: (n * height + y) * width
-// + x, of the input and of the output.
+// What lies under the window at `count` output positions, as patches[count,
+// taps]: id_of(pixel) for each pixel, -1 where the window reaches into the
+// padding. Pixels and positions are numbered through the batch:
+// (n * height + y) * width + x, of the input and of the output.
+template <typename IdOf>
 inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
-                     int32_t* patches) {
+                     const IdOf& id_of, int32_t* patches) {
+  const int64_t extent_y = (w.kernel_height - 1) * w.dilation_height;
+  const int64_t extent_x = (w.kernel_width - 1) * w.dilation_width;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = positions[i] / w.out_width;
-    const int64_t image = row / w.out_height;
-    const int64_t top =
-        (row - image * w.out_height) * w.stride_height - w.pad_top;
+    const uint32_t row = static_cast<uint32_t>(positions[i]) /
+                         static_cast<uint32_t>(w.out_width);
+    const uint32_t image = row / static_cast<uint32_t>(w.out_height);
+    const int64_t top = (row - image * w.out_height) * w.stride_height -
+                        w.pad_top;
     const int64_t left =
         (positions[i] - row * w.out_width) * w.stride_width - w.pad_left;
+    const int64_t first = (image * w.height + top) * w.width + left;
+    if (top >= 0 && left >= 0 && top + extent_y < w.height &&
+        left + extent_x < w.width) {
+      for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
+        const int64_t line = first + ky * w.dilation_height * w.width;
+        for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+          *patches++ = id_of(line + kx * w.dilation_width);
+        }
+      }
+      continue;
+    }
     for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
       const int64_t y = top + ky * w.dilation_height;
-      const bool inside = y >= 0 && y < w.height;
-      const int64_t line = (image * w.height + y) * w.width;
+      const int64_t line = first + ky * w.dilation_height * w.width;
       for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
         const int64_t x = left + kx * w.dilation_width;
-        *patches++ = inside && x >= 0 && x < w.width
-                         ? static_cast<int32_t>(line + x)
+        *patches++ = y >= 0 && y < w.height && x >= 0 && x < w.width
+                         ? id_of(line + kx * w.dilation_width)
                          : -1;
       }
     }
   }
+}
+
+// The same where the id of a pixel is its number.
+inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
+                     int32_t* patches) {
+  PatchIds(
+      w, positions, count,
+      [](int64_t pixel) { return static_cast<int32_t>(pixel); }, patches);
 }
 
 }  // namespace reuse_tf

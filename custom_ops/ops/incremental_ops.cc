@@ -442,12 +442,14 @@ class IncrementalConv2DOp : public IncrementalOp {
                  state->seen.flat<float>().data(), streams * window.height,
                  window.width, channels, threshold_, parallel, &state->mask);
       state->positions.clear();
-      ChangedPositions(window, streams, state->mask, &state->positions);
+      for (int64_t n = 0; n < streams; ++n) {
+        ChangedPositions(window, n, state->mask, &state->positions);
+      }
       OP_REQUIRES_OK(context,
                      state->MakeWritable(context, filters, state->positions));
     }
     const int64_t count = state->positions.size();
-    ConvolvePositions(window, state->packed, activation_,
+    ConvolvePositions(window, state->packed, RowOps(activation_),
                       state->seen.flat<float>().data(),
                       state->positions.data(), count, parallel,
                       state->table.flat<float>().data());

@@ -285,7 +285,9 @@ class ChangedPositionsOp : public OpKernel {
       PixelMask mask;
       UpdateSeen(inputs.flat<T>().data(), now, images * window.height,
                  window.width, channels, threshold_, OpThreads(context), &mask);
-      ChangedPositions(window, images, mask, &positions);
+      for (int64_t n = 0; n < images; ++n) {
+        ChangedPositions(window, n, mask, &positions);
+      }
     }
     Tensor* out = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(

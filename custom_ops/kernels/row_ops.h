@@ -1,11 +1,13 @@
-// The activations that are applied to rows as they are computed.
-#ifndef REUSE_TF_KERNELS_ACTIVATION_H_
-#define REUSE_TF_KERNELS_ACTIVATION_H_
+// What is applied to rows as they are computed: activations and other functions
+// of a single row.
+#ifndef REUSE_TF_KERNELS_ROW_OPS_H_
+#define REUSE_TF_KERNELS_ROW_OPS_H_
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace reuse_tf {
 
@@ -81,6 +83,62 @@ inline void Activate(Activation activation, float* x, int64_t n) {
   }
 }
 
+// A function of one row, applied in place.
+struct RowOp {
+  enum Kind {
+    kActivation,
+    kRelu,     // of three parameters, as keras.layers.ReLU
+    kSoftmax,  // over the row
+    kAffine,   // x * scale + offset, each of one value or one for each channel
+  };
+  Kind kind = kActivation;
+  Activation activation = Activation::kLinear;
+  float negative_slope = 0, max_value = INFINITY, threshold = 0;
+  std::vector<float> scale, offset;
+
+  void Apply(float* x, int64_t n) const {
+    switch (kind) {
+      case kActivation:
+        return Activate(activation, x, n);
+      case kRelu:
+        for (int64_t i = 0; i < n; ++i) {
+          x[i] = x[i] < threshold   ? negative_slope * (x[i] - threshold)
+                 : x[i] > max_value ? max_value
+                                    : x[i];
+        }
+        return;
+      case kSoftmax: {
+        const float top = *std::max_element(x, x + n);
+        float sum = 0;
+        for (int64_t i = 0; i < n; ++i) sum += x[i] = std::exp(x[i] - top);
+        for (int64_t i = 0; i < n; ++i) x[i] /= sum;
+        return;
+      }
+      case kAffine: {
+        const int64_t step = scale.size() > 1, shift = offset.size() > 1;
+        for (int64_t i = 0; i < n; ++i) {
+          x[i] = x[i] * scale[i * step] + offset[i * shift];
+        }
+        return;
+      }
+    }
+  }
+};
+
+// Functions applied one after the other.
+struct RowOps : std::vector<RowOp> {
+  RowOps() = default;
+  explicit RowOps(Activation activation) {
+    if (activation != Activation::kLinear) {
+      emplace_back();
+      back().activation = activation;
+    }
+  }
+  void Apply(float* x, int64_t n) const {
+    for (const RowOp& op : *this) op.Apply(x, n);
+  }
+};
+
 }  // namespace reuse_tf
 
-#endif  // REUSE_TF_KERNELS_ACTIVATION_H_
+#endif  // REUSE_TF_KERNELS_ROW_OPS_H_
