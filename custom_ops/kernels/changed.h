@@ -50,30 +50,30 @@ class PixelMask {
 
 namespace internal {
 
-// Whether a pixel of `n` values is no longer the remembered one. Bits are
-// compared when the threshold is 0, so that a NaN is a value like any other;
-// with a threshold a NaN always differs.
+// Whether any of `n` values is no longer the remembered one. Bits are compared
+// when the threshold is 0, so that a NaN is a value like any other; with a
+// threshold a NaN always differs.
 template <typename T>
-inline bool PixelChanged(const T* now, const T* seen, int64_t n,
-                         float threshold) {
+inline bool Differ(const T* now, const T* seen, int64_t n, float threshold) {
   if (threshold == 0) {
     return n == 1 ? std::memcmp(now, seen, sizeof(T)) != 0
                   : std::memcmp(now, seen, n * sizeof(T)) != 0;
   }
+  int differ = 0;  // Without an early exit the compiler uses vectors.
   for (int64_t i = 0; i < n; ++i) {
-    const float difference =
-        static_cast<float>(now[i]) - static_cast<float>(seen[i]);
-    if (!(std::fabs(difference) <= threshold)) return true;
+    const float a = static_cast<float>(now[i]), b = static_cast<float>(seen[i]);
+    // Equal infinities have no difference to compare.
+    differ |= (a != b) & !(std::fabs(a - b) <= threshold);
   }
-  return false;
+  return differ != 0;
 }
 
 }  // namespace internal
 
 // Compares one line of pixels, `now` with `seen`, both [width, channels], sets
 // the bits of `mask` where they differ, clears the others, and makes `seen`
-// agree. Equal stretches are skipped at the speed of memcmp: 64 pixels at
-// once, then 8, then one.
+// agree. Equal stretches are skipped at the speed of memcmp, or, with a
+// threshold, of a vector loop: 64 pixels at once, then 8, then one.
 template <typename T>
 inline void UpdateLine(const T* now, T* seen, int64_t width, int64_t channels,
                        float threshold, uint64_t* mask) {
@@ -81,18 +81,18 @@ inline void UpdateLine(const T* now, T* seen, int64_t width, int64_t channels,
   for (int64_t x0 = 0; x0 < width; x0 += 64) {
     const int64_t end = std::min(width, x0 + 64);
     uint64_t word = 0;
-    if (std::memcmp(now + x0 * channels, seen + x0 * channels,
-                    (end - x0) * size) != 0) {
+    if (internal::Differ(now + x0 * channels, seen + x0 * channels,
+                         (end - x0) * channels, threshold)) {
       for (int64_t x1 = x0; x1 < end; x1 += 8) {
         const int64_t stop = std::min(end, x1 + 8);
-        if (std::memcmp(now + x1 * channels, seen + x1 * channels,
-                        (stop - x1) * size) == 0) {
+        if (!internal::Differ(now + x1 * channels, seen + x1 * channels,
+                              (stop - x1) * channels, threshold)) {
           continue;
         }
         for (int64_t x = x1; x < stop; ++x) {
           const T* from = now + x * channels;
           T* to = seen + x * channels;
-          if (internal::PixelChanged(from, to, channels, threshold)) {
+          if (internal::Differ(from, to, channels, threshold)) {
             std::memcpy(to, from, size);
             word |= uint64_t{1} << (x - x0);
           }
