@@ -1,0 +1,100 @@
+"""Atari games as streams of small one-channel frames."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from reuse_tf import atari
+
+
+def play(env, steps, seed):
+    """Returns the frames and rewards of random play."""
+    rng = np.random.default_rng(seed)
+    frames, rewards = [env.reset(seed=seed)[0]], []
+    for action in rng.integers(env.action_space.n, size=steps):
+        frame, reward, terminated, truncated, _ = env.step(action)
+        frames.append(frame)
+        rewards.append(reward)
+        if terminated or truncated:
+            frames.append(env.reset()[0])
+    return np.stack(frames), rewards
+
+
+@pytest.mark.parametrize(
+    ("downsample", "shape"), [(1, (210, 160)), (2, (105, 80)), (4, (53, 40))]
+)
+def test_frames_are_every_dth_pixel(downsample, shape):
+    env = atari.make("Pong", downsample=downsample)
+    frame, _ = env.reset(seed=0)
+    assert frame.shape == env.observation_space.shape == (*shape, 1)
+    assert frame.dtype == env.observation_space.dtype == np.uint8
+    assert frame in env.observation_space
+
+
+# Two screens of other heights, and one whose colours come and go.
+@pytest.mark.parametrize("game", ["Pong", "Alien", "YarsRevenge", "Carnival"])
+def test_frames_are_the_emulators_luminance(game):
+    frames, rewards = play(atari.make(game, downsample=2), 150, seed=3)
+    oracle = gym.make(f"ALE/{game}-v5", obs_type="grayscale")
+    whole, expected_rewards = play(oracle, 150, seed=3)
+    np.testing.assert_array_equal(frames[..., 0], whole[:, ::2, ::2])
+    assert rewards == expected_rewards
+    assert len(np.unique(frames)) > 2
+
+
+def test_a_frame_outlives_the_next_step():
+    env = atari.make("Breakout")
+    first, _ = env.reset(seed=0)
+    copy = first.copy()
+    for action in [1, 2, 3] * 10:
+        last = env.step(action)[0]
+    np.testing.assert_array_equal(first, copy)
+    assert (last != first).any()
+
+
+def test_a_seed_decides_the_frames():
+    env = atari.make("Breakout")
+    frames, rewards = play(env, 200, seed=1)
+    again, rewards_again = play(env, 200, seed=1)
+    np.testing.assert_array_equal(frames, again)
+    assert rewards == rewards_again
+    other, _ = play(env, 200, seed=2)
+    assert frames.shape != other.shape or (frames != other).any()
+
+
+def test_an_episodes_return_is_reported():
+    env = atari.make("Pong")
+    env.reset(seed=0)
+    total, done = 0.0, False
+    while not done:
+        _, reward, terminated, truncated, info = env.step(0)
+        total += reward
+        done = terminated or truncated
+    assert info["episode"]["r"] == total < 0
+
+
+def test_short_names_and_full_ids():
+    assert atari.short_name("Pong") == atari.short_name("ALE/Pong-v5") == "Pong"
+    assert atari.make("ALE/Pong-v5").spec.id == "ALE/Pong-v5"
+    assert {"Pong", "Breakout", "YarsRevenge"} <= set(atari.games())
+
+
+@pytest.mark.parametrize(
+    ("game", "closest"),
+    [
+        ("Pnog", "Pong"),
+        ("pong", "Pong"),
+        ("ALE/Brekout-v5", "Breakout"),
+        ("Yars Revenge", "YarsRevenge"),
+        ("", ""),
+    ],
+)
+def test_an_unknown_game_names_the_closest(game, closest):
+    with pytest.raises(ValueError, match=f"Unknown game .*Closest.*{closest}"):
+        atari.make(game)
+
+
+@pytest.mark.parametrize("downsample", [0, 3, -2])
+def test_other_downsamples_are_refused(downsample):
+    with pytest.raises(ValueError, match=f"downsample={downsample}"):
+        atari.make("Pong", downsample=downsample)
