@@ -1,0 +1,50 @@
+"""Plays an Atari game with a policy that reuses its activations."""
+
+import json
+import os
+
+from absl import flags
+
+import program
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Saved policy (.keras) to play. If not given, --filters describes one, "
+    "with random weights.",
+)
+flags.adopt_module_key_flags(program)
+
+
+@flags.validator(CHECKPOINT, message="no such file")
+def _is_file(path):
+    return path is None or os.path.isfile(path)
+
+
+def main(_):
+    """Plays and reports as the flags say."""
+    # Here rather than above, as it takes seconds: bad flags fail at once.
+    with program.quiet_start():
+        from reuse_tf import play
+    try:
+        env, policy = play.prepare(
+            program.GAME.value,
+            downsample=program.DOWNSAMPLE.value,
+            filters=program.FILTERS.value,
+            reuse=program.REUSE.value,
+            checkpoint=CHECKPOINT.value,
+            seed=program.SEED.value,
+        )
+    except ValueError as error:
+        program.fail(error)
+    summary = play.play(
+        env, policy, steps=program.STEPS.value, seed=program.SEED.value
+    )
+    print(summary)
+    if program.SUMMARY_JSON.value is not None:
+        with open(program.SUMMARY_JSON.value, "w") as file:
+            json.dump(summary.as_dict(), file, indent=2)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,254 @@
+"""The program infer.py, and the loop under it."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from reuse_tf import atari
+from reuse_tf.play import Summary, play, prepare
+from reuse_tf.policy import build_policy
+
+INFER = pathlib.Path(__file__).parents[1] / "infer.py"
+SMALL = ["--filters=4,8", "--downsample=4"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def infer(*arguments):
+    return subprocess.run(
+        [sys.executable, str(INFER), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+
+
+def actions_of(env, policy, **arguments):
+    """Plays, and returns the actions taken and the summary."""
+    actions = []
+    step = env.step
+    env.step = lambda action: actions.append(action) or step(action)
+    return actions, play(env, policy, **arguments)
+
+
+BAD_ARGUMENTS = {
+    "--game=Pnog": "Pong",
+    "--filters=40,x": "filters",
+    "--filters=": "filters",
+    "--filters=40,0": "filters",
+    "--steps=0": "steps",
+    "--steps=many": "steps",
+    "--downsample=3": "downsample",
+    "--reuse=all": "reuse",
+    "--seed=-1": "seed",
+    "--checkpoint=missing.keras": "checkpoint",
+    "--summary_json=missing/summary.json": "summary_json",
+    "--summary_json=.": "summary_json",
+    "--frames=3": "frames",
+    "stray": "stray",
+}
+
+
+@pytest.mark.parametrize(("argument", "named"), BAD_ARGUMENTS.items())
+def test_a_bad_argument_is_one_clear_line(argument, named):
+    result = infer(argument)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("infer.py: ")
+    assert named in line
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_clear_line():
+    env = atari.make("Pong", downsample=4)
+    policy = build_policy(
+        env.observation_space.shape, int(env.action_space.n), (2,)
+    )
+    policy.save("policy.keras")
+    result = infer("--checkpoint=policy.keras", "--downsample=2")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert "policy.keras" in line
+    assert "(None, 105, 80, 1)" in line
+    assert "(None, 53, 40, 1)" in line
+
+
+def test_the_summary_is_printed_and_written():
+    # Long enough for one episode of Pong at least.
+    result = infer(*SMALL, "--steps=1500", "--summary_json=summary.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    summary = json.loads(pathlib.Path("summary.json").read_text())
+    assert set(summary) == {
+        "game",
+        "steps",
+        "seconds",
+        "steps_per_second",
+        "episodes",
+        "mean_return",
+        "std_return",
+        "recomputed",
+    }
+    assert summary["game"] == "Pong"
+    assert summary["steps"] == 1500
+    seconds = summary["seconds"]
+    assert set(seconds) == {"total", "environment", "policy"}
+    assert 0 < seconds["environment"] and 0 < seconds["policy"]
+    assert seconds["environment"] + seconds["policy"] <= seconds["total"]
+    assert summary["steps_per_second"] == pytest.approx(1500 / seconds["total"])
+    assert summary["episodes"] >= 1
+    assert -21 <= summary["mean_return"] < 0
+    assert summary["std_return"] >= 0
+    assert list(summary["recomputed"]) == ["conv1", "conv2", "logits"]
+    assert all(0 < part < 0.5 for part in summary["recomputed"].values())
+    assert re.search(r"game: +Pong\n", result.stdout)
+    assert re.search(r"steps: +1500\n", result.stdout)
+    assert f"policy {seconds['policy']:.3f}" in result.stdout
+    assert f"conv2 {summary['recomputed']['conv2']:.2%}" in result.stdout
+
+
+def test_interrupting_prints_the_summary_of_what_was_played():
+    # On a terminal, as the progress bar tells when the game has begun.
+    terminal, stdout = pty.openpty()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(INFER), *SMALL),
+            *("--steps=100000000", "--summary_json=summary.json"),
+        ],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    os.close(stdout)
+    output = b""
+    try:
+        while b"/100000000" not in output:
+            output += os.read(terminal, 4096)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # The end of a terminal's output.
+            while data := os.read(terminal, 4096):
+                output += data
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert process.returncode == 0
+    assert errors == ""
+    summary = json.loads(pathlib.Path("summary.json").read_text())
+    assert 0 < summary["steps"] < 100000000
+    assert re.search(rf"steps: +{summary['steps']}\s", output.decode())
+
+
+@pytest.mark.parametrize("game", ["Breakout", "Pong"])
+def test_a_seed_decides_the_actions_with_and_without_reuse(game):
+    played = []
+    for reuse, seed in (
+        ("temporal", 5),
+        ("temporal", 5),
+        ("none", 5),
+        ("temporal", 6),
+    ):
+        env, policy = prepare(
+            game, downsample=4, filters=(4, 8), reuse=reuse, seed=seed
+        )
+        actions, summary = actions_of(env, policy, steps=400, seed=seed)
+        assert len(actions) == 400
+        played.append((actions, summary.returns))
+    assert played[0] == played[1] == played[2]
+    assert played[0][0] != played[3][0]
+
+
+def test_a_checkpoint_plays_as_the_policy_it_holds():
+    arguments = {"downsample": 4, "filters": (4, 8), "seed": 1}
+    env, policy = prepare("Breakout", **arguments)
+    # Far from the uniform policy that random weights make.
+    policy.set_weights([20 * weight for weight in policy.get_weights()])
+    policy.save("policy.keras")
+    expected, _ = actions_of(env, policy, steps=200, seed=2)
+    for reuse in ("temporal", "none"):
+        env, loaded = prepare(
+            "Breakout",
+            downsample=4,
+            reuse=reuse,
+            checkpoint="policy.keras",
+            seed=9,
+        )
+        actions, summary = actions_of(env, loaded, steps=200, seed=2)
+        assert actions == expected
+        if reuse == "none":
+            assert set(summary.recomputed.values()) == {1}
+    env, other = prepare("Breakout", **arguments)
+    assert actions_of(env, other, steps=200, seed=2)[0] != expected
+
+
+def test_counts_are_of_this_play_only():
+    env, policy = prepare("Pong", downsample=4, filters=(4,), seed=0)
+    first = play(env, policy, steps=50, seed=0)
+    second = play(env, policy, steps=50, seed=0)
+    assert first.steps == second.steps == 50
+    assert first.recomputed == second.recomputed
+
+
+def test_a_play_without_an_ended_episode_has_no_return():
+    env, policy = prepare("Pong", downsample=4, filters=(4,), seed=0)
+    summary = play(env, policy, steps=1, seed=0)
+    values = summary.as_dict()
+    assert values["episodes"] == 0
+    assert values["mean_return"] is values["std_return"] is None
+    assert "no episode ended" in str(summary)
+
+
+def test_summary_statistics():
+    summary = Summary(
+        game="Pong",
+        steps=30,
+        environment_seconds=1.0,
+        policy_seconds=2.0,
+        total_seconds=4.0,
+        returns=(1.0, 5.0),
+        recomputed={"conv1": 0.125},
+    )
+    assert summary.as_dict() == {
+        "game": "Pong",
+        "steps": 30,
+        "seconds": {"total": 4.0, "environment": 1.0, "policy": 2.0},
+        "steps_per_second": 7.5,
+        "episodes": 2,
+        "mean_return": 3.0,
+        "std_return": 2.0,
+        "recomputed": {"conv1": 0.125},
+    }
+
+
+def test_logits_that_are_not_finite_end_the_play():
+    env, policy = prepare("Pong", downsample=4, filters=(4,), reuse="none")
+    policy.set_weights([np.nan * weight for weight in policy.get_weights()])
+    with pytest.raises(FloatingPointError, match="not finite"):
+        play(env, policy, steps=3, seed=0)
+
+
+def test_any_model_of_the_right_shapes_can_play():
+    env = atari.make("Pong", downsample=4)
+    inputs = keras.Input(env.observation_space.shape, dtype="uint8")
+    pooled = keras.layers.AveragePooling2D(8)(
+        keras.layers.Rescaling(1 / 255)(inputs)
+    )
+    outputs = keras.layers.Dense(6)(keras.layers.Flatten()(pooled))
+    policy = keras.Model(inputs, outputs)
+    summary = play(env, policy, steps=20, seed=0)
+    assert list(summary.recomputed.values()) == [1]
