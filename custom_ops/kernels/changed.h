@@ -34,6 +34,12 @@ class PixelMask {
   int64_t words() const { return words_; }
   uint64_t* line(int64_t i) { return bits_.data() + i * words_; }
   const uint64_t* line(int64_t i) const { return bits_.data() + i * words_; }
+  void SetLine(int64_t line_index, int64_t width) {
+    for (int64_t x = 0; x < width; x += 64) {
+      line(line_index)[x / 64] =
+          ~uint64_t{0} >> (64 - std::min<int64_t>(64, width - x));
+    }
+  }
   void Set(int64_t line_index, int64_t x) {
     line(line_index)[x / 64] |= uint64_t{1} << (x % 64);
   }
@@ -104,22 +110,22 @@ inline void UpdateLine(const T* now, T* seen, int64_t width, int64_t channels,
 }
 
 // Compares `now` with `seen`, both [lines, width, channels], marks the pixels
-// that changed and makes `seen` agree there. With a threshold, pixels all of
+// that changed in the lines of `mask` from `first_line` on, and makes `seen`
+// agree there. With a threshold, pixels all of
 // whose values lie within it keep what is remembered of them: what is computed
 // from `seen` is never off by more than the threshold, however slowly the
 // scene drifts.
 template <typename T>
 void UpdateSeen(const T* now, T* seen, int64_t lines, int64_t width,
                 int64_t channels, float threshold, const ParallelFor& parallel,
-                PixelMask* mask) {
-  mask->Resize(lines, width);
+                PixelMask* mask, int64_t first_line = 0) {
   const int64_t stride = width * channels;
   // Two streams are read, some 16 bytes a cycle together.
   parallel(lines, 1 + stride * sizeof(T) / 8,
            [=](int64_t begin, int64_t end) {
              for (int64_t i = begin; i < end; ++i) {
                UpdateLine(now + i * stride, seen + i * stride, width,
-                                    channels, threshold, mask->line(i));
+                                    channels, threshold, mask->line(first_line + i));
              }
            });
 }

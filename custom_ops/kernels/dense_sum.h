@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
+#include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 
@@ -61,108 +62,222 @@ class SumTree {
   std::vector<int64_t> levels_;  // where each level starts, and the end
 };
 
-// The geometry of a dense layer over `inputs` values.
-class DenseSum {
+// A leaf of one stream's tree that has to be recomputed.
+struct LeafChange {
+  int32_t leaf, stream;
+};
+
+// From stream by stream to leaf by leaf.
+inline void SortByLeaf(std::vector<LeafChange>* changes) {
+  std::stable_sort(changes->begin(), changes->end(),
+                   [](const LeafChange& a, const LeafChange& b) {
+                     return a.leaf < b.leaf;
+                   });
+}
+
+// Leaves that were computed before, by what was in them. A fixed number of
+// slots, each holding the last comer: memory is bounded, nothing is stale.
+class LeafMemo {
  public:
-  static constexpr int64_t kLeaf = 32;  // inputs
-
-  DenseSum(int64_t inputs, int64_t units)
-      : inputs_(inputs), units_(units), tree_((inputs + kLeaf - 1) / kLeaf) {}
-  int64_t leaves() const { return tree_.leaves(); }
-  int64_t nodes() const { return tree_.nodes(); }
-
-  // Brings trees [streams, nodes, units] up to date where `now` differs from
-  // `seen`, both [streams, inputs], or everywhere if `all`; makes `seen` agree
-  // with `now`. The last node of a stream's tree is its product with weights
-  // [inputs, units]. Returns the number of leaves that were recomputed.
-  int64_t Update(const float* now, int64_t streams, bool all,
-                 const float* weights, const InstructionSet& set,
-                 const ParallelFor& parallel, float* seen, float* trees) const {
-    PixelMask mask;
-    mask.Resize(streams, leaves());
-    const int64_t whole = inputs_ / kLeaf, rest = inputs_ % kLeaf;
-    parallel(streams, inputs_, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const float* from = now + n * inputs_;
-        float* to = seen + n * inputs_;
-        if (all) {
-          std::memcpy(to, from, inputs_ * sizeof(float));
-          for (int64_t i = 0; i < leaves(); ++i) mask.Set(n, i);
-          continue;
-        }
-        UpdateLine(from, to, whole, kLeaf, 0, mask.line(n));
-        from += whole * kLeaf;
-        to += whole * kLeaf;
-        if (std::memcmp(from, to, rest * sizeof(float)) != 0) {
-          std::memcpy(to, from, rest * sizeof(float));
-          mask.Set(n, whole);
-        }
-      }
-    });
-    // Word by word of the mask, all streams beside each other: the weights of a
-    // leaf are read once.
-    parallel(mask.words(), streams * 64 * kLeaf * (1 + units_ / 8) / 4,
-             [&](int64_t begin, int64_t end) {
-               for (int64_t word = begin; word < end; ++word) {
-                 ComputeLeaves(seen, streams, mask, word, weights, set, trees);
-               }
-             });
-    int64_t recomputed = 0;
-    std::vector<int32_t> changed;
-    for (int64_t n = 0; n < streams; ++n) {
-      changed.clear();
-      mask.ForEach(n, [&](int64_t leaf) { changed.push_back(leaf); });
-      recomputed += changed.size();
-      tree_.Update(units_, &changed, trees + n * nodes() * units_);
+  LeafMemo(int64_t units, int64_t max_bytes)
+      : units_(units), stride_(2 + (units + 1) / 2 * 2) {
+    while (2 * slots_ * stride_ * int64_t{sizeof(float)} <= max_bytes) {
+      slots_ *= 2;
     }
-    return recomputed;
+    Clear();
+  }
+  void Clear() { data_ = LazyBuffer<float>(slots_ * stride_); }
+
+  void Prefetch(int32_t leaf, int32_t id) const {
+    const float* slot = data_.data() + Index(Key(leaf, id));
+    __builtin_prefetch(slot);
+    __builtin_prefetch(slot + stride_ - 1);
+  }
+  const float* Find(int32_t leaf, int32_t id) const {
+    const uint64_t key = Key(leaf, id);
+    const float* slot = data_.data() + Index(key);
+    return std::memcmp(slot, &key, sizeof(key)) == 0 ? slot + 2 : nullptr;
+  }
+  void Insert(int32_t leaf, int32_t id, const float* sum) {
+    const uint64_t key = Key(leaf, id);
+    float* slot = data_.data() + Index(key);
+    std::memcpy(slot, &key, sizeof(key));
+    std::memcpy(slot + 2, sum, units_ * sizeof(float));
   }
 
  private:
-  void ComputeLeaves(const float* x, int64_t streams, const PixelMask& mask,
-                     int64_t word, const float* weights,
-                     const InstructionSet& set, float* trees) const {
-    // From this many streams on, one leaf's weights are worth laying out for
-    // the matrix kernel.
-    constexpr size_t kWorthPacking = 4;
-    uint64_t any = 0;
-    for (int64_t n = 0; n < streams; ++n) any |= mask.line(n)[word];
-    thread_local std::vector<int32_t> changed;
+  static uint64_t Key(int32_t leaf, int32_t id) {  // never 0, which is empty
+    return (uint64_t{static_cast<uint32_t>(leaf)} + 1) << 32 |
+           static_cast<uint32_t>(id);
+  }
+  int64_t Index(uint64_t key) const {
+    key *= 0x9e3779b97f4a7c15u;
+    return ((key ^ key >> 32) & (slots_ - 1)) * stride_;
+  }
+
+  int64_t units_, stride_, slots_ = 1;
+  LazyBuffer<float> data_;  // slots of a key, in two floats, and the sums
+};
+
+// The geometry of a dense layer over `leaves` times `depth` inputs, of which
+// the last leaf may lack some.
+class DenseSum {
+ public:
+  DenseSum(int64_t inputs, int64_t depth, int64_t units)
+      : inputs_(inputs),
+        depth_(depth),
+        units_(units),
+        tree_((inputs + depth - 1) / depth) {}
+  int64_t leaves() const { return tree_.leaves(); }
+  int64_t nodes() const { return tree_.nodes(); }
+  int64_t units() const { return units_; }
+
+  // Recomputes leaves, and what depends on them, in trees [streams, nodes,
+  // units]. The last node of a stream's tree is its product with weights
+  // [inputs, units]. `changes` is sorted by leaf, so that the weights of a leaf
+  // are read once for all streams. row_of(change) points to the leaf's inputs.
+  template <typename RowOf>
+  void Update(const std::vector<LeafChange>& changes, int64_t streams,
+              const RowOf& row_of, const float* weights,
+              const InstructionSet& set, const ParallelFor& parallel,
+              float* trees) const {
+    Compute(changes, row_of, weights, set, parallel, trees);
+    Ancestors(changes, streams, trees);
+  }
+
+  // The same where id_of(change) says what is in a leaf: one that was computed
+  // before is taken from `memo`.
+  template <typename RowOf, typename IdOf>
+  void Update(const std::vector<LeafChange>& changes, int64_t streams,
+              const RowOf& row_of, const IdOf& id_of, const float* weights,
+              const InstructionSet& set, const ParallelFor& parallel,
+              LeafMemo* memo, float* trees) const {
+    thread_local std::vector<LeafChange> unknown;
+    unknown.clear();
+    constexpr size_t kAhead = 8;
+    for (size_t i = 0; i < changes.size(); ++i) {
+      if (i + kAhead < changes.size()) {
+        memo->Prefetch(changes[i + kAhead].leaf, id_of(changes[i + kAhead]));
+      }
+      const float* sum = memo->Find(changes[i].leaf, id_of(changes[i]));
+      if (sum == nullptr) {
+        unknown.push_back(changes[i]);
+      } else {
+        std::memcpy(Node(changes[i], trees), sum, units_ * sizeof(float));
+      }
+    }
+    Compute(unknown, row_of, weights, set, parallel, trees);
+    for (const LeafChange& change : unknown) {
+      memo->Insert(change.leaf, id_of(change), Node(change, trees));
+    }
+    Ancestors(changes, streams, trees);
+  }
+
+ private:
+  float* Node(const LeafChange& change, float* trees) const {
+    return trees + (change.stream * nodes() + change.leaf) * units_;
+  }
+
+  template <typename RowOf>
+  void Compute(const std::vector<LeafChange>& changes, const RowOf& row_of,
+               const float* weights, const InstructionSet& set,
+               const ParallelFor& parallel, float* trees) const {
+    constexpr int64_t kBlock = 32;
+    const int64_t count = changes.size();
+    parallel((count + kBlock - 1) / kBlock,
+             kBlock * depth_ * (1 + units_ / 8),
+             [&](int64_t begin, int64_t end) {
+               Leaves(changes.data() + begin * kBlock,
+                      changes.data() + std::min(end * kBlock, count), row_of,
+                      weights, set, trees);
+             });
+  }
+
+  template <typename RowOf>
+  void Leaves(const LeafChange* begin, const LeafChange* end,
+              const RowOf& row_of, const float* weights,
+              const InstructionSet& set, float* trees) const {
+    // From this many streams on, a leaf's weights are worth laying out for the
+    // matrix kernel.
+    constexpr int64_t kWorthPacking = 4;
     thread_local std::vector<float> gathered, panels;
-    ForEachBit(&any, 1, [&](int64_t bit) {
-      const int64_t leaf = word * 64 + bit, first = leaf * kLeaf;
-      const int64_t depth = std::min(kLeaf, inputs_ - first);
+    for (const LeafChange* run = begin; run < end;) {
+      const int64_t first = run->leaf * depth_;
+      const int64_t depth = std::min(depth_, inputs_ - first);
       const float* b = weights + first * units_;
-      const auto node = [&](int64_t n) {
-        return trees + (n * nodes() + leaf) * units_;
-      };
-      changed.clear();
-      for (int64_t n = 0; n < streams; ++n) {
-        if (mask.line(n)[word] >> bit & 1) changed.push_back(n);
-      }
-      if (changed.size() < kWorthPacking) {
-        for (const int32_t n : changed) {
-          set.row(x + n * inputs_ + first, depth, b, units_,
-                  weights + inputs_ * units_, node(n));
+      const LeafChange* next = run + 1;
+      while (next < end && next->leaf == run->leaf) ++next;
+      if (next - run < kWorthPacking) {
+        for (; run < next; ++run) {
+          set.row(row_of(*run), depth, b, units_, weights + inputs_ * units_,
+                  Node(*run, trees));
         }
-        return;
+        continue;
       }
-      gathered.resize(changed.size() * depth);
-      for (size_t i = 0; i < changed.size(); ++i) {
-        std::memcpy(gathered.data() + i * depth,
-                    x + changed[i] * inputs_ + first, depth * sizeof(float));
+      gathered.resize((next - run) * depth);
+      for (int64_t i = 0; i < next - run; ++i) {
+        std::memcpy(gathered.data() + i * depth, row_of(run[i]),
+                    depth * sizeof(float));
       }
       panels.resize(set.Padded(units_) * depth);
       set.Pack(b, units_, depth, units_, panels.data());
-      set.Multiply(gathered.data(), changed.size(), depth, panels.data(),
-                   nullptr, units_,
-                   [&](int64_t i) { return node(changed[i]); });
-    });
+      set.Multiply(gathered.data(), next - run, depth, panels.data(), nullptr,
+                   units_, [&](int64_t i) { return Node(run[i], trees); });
+      run = next;
+    }
   }
 
-  int64_t inputs_, units_;
+  void Ancestors(const std::vector<LeafChange>& changes, int64_t streams,
+                 float* trees) const {
+    thread_local std::vector<std::vector<int32_t>> leaves;
+    leaves.resize(std::max<size_t>(leaves.size(), streams));
+    for (int64_t n = 0; n < streams; ++n) leaves[n].clear();
+    for (const LeafChange& c : changes) leaves[c.stream].push_back(c.leaf);
+    for (int64_t n = 0; n < streams; ++n) {
+      tree_.Update(units_, &leaves[n], trees + n * nodes() * units_);
+    }
+  }
+
+  int64_t inputs_, depth_, units_;
   SumTree tree_;
 };
+
+// Appends, sorted by leaf, the changes of a dense layer over `now`, compared
+// with `seen`, both [streams, inputs], or all leaves if `all`; makes `seen`
+// agree with `now`.
+inline void ChangedLeaves(const float* now, int64_t streams, int64_t inputs,
+                          int64_t depth, bool all, const ParallelFor& parallel,
+                          float* seen, std::vector<LeafChange>* changes) {
+  const int64_t whole = inputs / depth, rest = inputs % depth;
+  const int64_t leaves = std::max<int64_t>(1, whole + (rest > 0));
+  PixelMask mask;
+  mask.Resize(streams, leaves);
+  parallel(streams, inputs, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* from = now + n * inputs;
+      float* to = seen + n * inputs;
+      if (all) {
+        std::memcpy(to, from, inputs * sizeof(float));
+        mask.SetLine(n, leaves);
+        continue;
+      }
+      UpdateLine(from, to, whole, depth, 0, mask.line(n));
+      from += whole * depth;
+      to += whole * depth;
+      if (std::memcmp(from, to, rest * sizeof(float)) != 0) {
+        std::memcpy(to, from, rest * sizeof(float));
+        mask.Set(n, whole);
+      }
+    }
+  });
+  for (int64_t n = 0; n < streams; ++n) {
+    mask.ForEach(n, [&](int64_t leaf) {
+      changes->push_back(
+          {static_cast<int32_t>(leaf), static_cast<int32_t>(n)});
+    });
+  }
+  if (streams > 1) SortByLeaf(changes);
+}
 
 }  // namespace reuse_tf
 

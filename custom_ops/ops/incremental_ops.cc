@@ -438,6 +438,7 @@ class IncrementalConv2DOp : public IncrementalOp {
       state->positions.resize(positions);
       std::iota(state->positions.begin(), state->positions.end(), 0);
     } else {
+      state->mask.Resize(streams * window.height, window.width);
       UpdateSeen(inputs.flat<float>().data(),
                  state->seen.flat<float>().data(), streams * window.height,
                  window.width, channels, threshold_, parallel, &state->mask);
@@ -467,6 +468,8 @@ class IncrementalConv2DOp : public IncrementalOp {
 
 class IncrementalDenseOp : public IncrementalOp {
  public:
+  static constexpr int64_t kLeaf = 32;  // inputs of a leaf of the tree
+
   using IncrementalOp::IncrementalOp;
 
   void Compute(OpKernelContext* context) override {
@@ -492,7 +495,7 @@ class IncrementalDenseOp : public IncrementalOp {
     const std::lock_guard<std::mutex> lock(state->mu);
     bool weights = false;
     const bool fresh = Begin(state.get(), inputs, kernel, bias, &weights);
-    const DenseSum sum(depth, units);
+    const DenseSum sum(depth, kLeaf, units);
     if (fresh) {
       OP_REQUIRES_OK(context, IncrementalState::MakeFresh(
                                   context, inputs.shape(), &state->seen));
@@ -501,15 +504,22 @@ class IncrementalDenseOp : public IncrementalOp {
                                   &state->table));
     }
     float* trees = state->table.flat<float>().data();
-    const int64_t recomputed = sum.Update(
-        inputs.flat<float>().data(), streams, fresh,
-        kernel.flat<float>().data(), BestInstructionSet(), OpThreads(context),
-        state->seen.flat<float>().data(), trees);
+    float* seen = state->seen.flat<float>().data();
+    const ParallelFor parallel = OpThreads(context);
+    std::vector<LeafChange> changes;
+    ChangedLeaves(inputs.flat<float>().data(), streams, depth, kLeaf, fresh,
+                  parallel, seen, &changes);
+    sum.Update(
+        changes, streams,
+        [=](const LeafChange& change) {
+          return seen + change.stream * depth + change.leaf * kLeaf;
+        },
+        kernel.flat<float>().data(), BestInstructionSet(), parallel, trees);
     state->valid = true;
     const int64_t leaves = streams * sum.leaves();
-    state->Count(streams, leaves, recomputed,
-                 recomputed * DenseSum::kLeaf * units,
-                 leaves * DenseSum::kLeaf * units);
+    const int64_t recomputed = changes.size();
+    state->Count(streams, leaves, recomputed, recomputed * kLeaf * units,
+                 leaves * kLeaf * units);
     for (int64_t n = 0; n < streams; ++n) {
       const float* root = trees + ((n + 1) * sum.nodes() - 1) * units;
       float* out = outputs->flat<float>().data() + n * units;

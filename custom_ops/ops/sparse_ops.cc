@@ -283,6 +283,7 @@ class ChangedPositionsOp : public OpKernel {
         std::memcpy(now, before, inputs.NumElements() * sizeof(T));
       }
       PixelMask mask;
+      mask.Resize(images * window.height, window.width);
       UpdateSeen(inputs.flat<T>().data(), now, images * window.height,
                  window.width, channels, threshold_, OpThreads(context), &mask);
       for (int64_t n = 0; n < images; ++n) {

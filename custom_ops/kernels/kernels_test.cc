@@ -1,0 +1,697 @@
+// Compares every kernel with plain loops (reference.h) over random cases, and
+// their bits with those of the same values computed in other company, in
+// another order, and on several threads. Prints each check that failed; exits
+// with 1 if there is one.
+
+#include <atomic>
+#include <cinttypes>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "custom_ops/kernels/changed.h"
+#include "custom_ops/kernels/dense_sum.h"
+#include "custom_ops/kernels/matmul.h"
+#include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/reference.h"
+#include "custom_ops/kernels/row_ops.h"
+#include "custom_ops/kernels/rows.h"
+#include "custom_ops/kernels/window.h"
+
+namespace reuse_tf {
+namespace {
+
+int64_t checks = 0, failures = 0;
+
+#define CHECK(condition) Check((condition), #condition, __FILE__, __LINE__)
+
+// At most this many are printed: one mistake makes thousands.
+void Check(bool holds, const char* what, const char* file, int line) {
+  constexpr int64_t kPrinted = 50;
+  ++checks;
+  if (holds) return;
+  if (++failures <= kPrinted) {
+    std::printf("%s:%d: failed: %s\n", file, line, what);
+  }
+}
+
+class Random {
+ public:
+  explicit Random(uint32_t seed) : engine_(seed) {}
+  // An integer in [low, high].
+  int64_t Int(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % (high - low + 1));
+  }
+  bool Chance(int64_t percent) { return Int(0, 99) < percent; }
+  float Float() { return Int(-1000, 1000) / 500.f; }
+  std::vector<float> Floats(int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = Float();
+    return values;
+  }
+  template <typename T>
+  T Pick(std::initializer_list<T> values) {
+    return values.begin()[Int(0, values.size() - 1)];
+  }
+  template <typename T>
+  void Shuffle(std::vector<T>* values) {
+    for (size_t i = values->size(); i > 1; --i) {
+      std::swap((*values)[i - 1], (*values)[Int(0, i - 1)]);
+    }
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+template <typename T>
+bool SameBits(const T* a, const T* b, int64_t count) {
+  return count == 0 || std::memcmp(a, b, count * sizeof(T)) == 0;
+}
+
+template <typename T>
+bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && SameBits(a.data(), b.data(), a.size());
+}
+
+// Whether `got` is `want` to the rounding of a float sum of `terms` terms.
+bool Near(float got, const reference::Sum& want, int64_t terms) {
+  if (std::isnan(want.value)) return std::isnan(got);
+  const double bound =
+      (terms + 2) * std::numeric_limits<float>::epsilon() * want.size;
+  return std::fabs(got - want.value) <= bound + 1e-30;
+}
+
+// Cuts the range at random places and runs the parts on three threads.
+ParallelFor Threads(uint32_t seed) {
+  auto next = std::make_shared<std::atomic<uint32_t>>(seed);
+  return [next](int64_t total, int64_t /*cycles*/,
+                const std::function<void(int64_t, int64_t)>& body) {
+    constexpr int kThreads = 3;
+    Random random((*next)++);
+    std::vector<int64_t> cuts = {0, total};
+    for (int i = 0; i < 5; ++i) cuts.push_back(random.Int(0, total));
+    std::sort(cuts.begin(), cuts.end());
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = t; i + 1 < cuts.size(); i += kThreads) {
+          if (cuts[i] < cuts[i + 1]) body(cuts[i], cuts[i + 1]);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  };
+}
+
+Window RandomWindow(Random* random, bool wide) {
+  Window w;
+  w.height = random->Int(1, 9);
+  w.width =
+      wide ? random->Pick<int64_t>({1, 7, 62, 63, 64, 65, 127, 128, 129, 200})
+           : random->Int(1, 12);
+  w.kernel_height = random->Int(1, 5);
+  w.kernel_width = random->Int(1, 5);
+  w.stride_height = random->Int(1, 3);
+  w.stride_width = random->Int(1, 3);
+  w.dilation_height = random->Int(1, 3);
+  w.dilation_width = random->Int(1, 3);
+  Pad(random->Chance(50), &w);
+  return w;
+}
+
+void TestPadding() {
+  for (int64_t size = 1; size <= 12; ++size) {
+    for (int64_t kernel = 1; kernel <= 5; ++kernel) {
+      for (int64_t stride = 1; stride <= 4; ++stride) {
+        for (int64_t dilation = 1; dilation <= 3; ++dilation) {
+          const int64_t extent = (kernel - 1) * dilation + 1;
+          int64_t pad = -1, out = -1, fitting = 0;
+          PadAxis(false, size, kernel, stride, dilation, &pad, &out);
+          for (int64_t i = 0; i + extent <= size; i += stride) ++fitting;
+          CHECK(pad == 0);
+          CHECK(out == fitting);
+          PadAxis(true, size, kernel, stride, dilation, &pad, &out);
+          int64_t starts = 0;
+          for (int64_t i = 0; i < size; i += stride) ++starts;
+          CHECK(out == starts);
+          // What is added is no more than needed, the odd one after the end.
+          const int64_t needed =
+              std::max<int64_t>(0, (starts - 1) * stride + extent - size);
+          CHECK(pad == needed / 2);
+        }
+      }
+    }
+  }
+}
+
+void TestPatchIds() {
+  Random random(1);
+  for (int i = 0; i < 200; ++i) {
+    const Window w = RandomWindow(&random, false);
+    const int64_t images = random.Int(1, 3), taps = w.taps();
+    const std::vector<int32_t> want = reference::AllPatches(w, images);
+    std::vector<int32_t> positions(images * w.positions());
+    std::iota(positions.begin(), positions.end(), 0);
+    random.Shuffle(&positions);
+    std::vector<int32_t> got(positions.size() * taps, -7);
+    PatchIds(w, positions.data(), positions.size(), got.data());
+    for (size_t p = 0; p < positions.size(); ++p) {
+      CHECK(SameBits(got.data() + p * taps, want.data() + positions[p] * taps,
+                     taps));
+    }
+  }
+}
+
+// Changes some of the values, in ways that comparisons may get wrong.
+template <typename T>
+void Change(Random* random, std::vector<T>* values) {
+  const int64_t percent = random->Pick<int64_t>({0, 0, 1, 5, 30, 100});
+  for (T& value : *values) {
+    if (!random->Chance(percent)) continue;
+    if constexpr (std::is_same_v<T, float>) {
+      value =
+          random->Pick<float>({random->Float(), value + 0.05f, value - 0.05f,
+                               NAN, -NAN, INFINITY, -INFINITY, 0.f, -0.f});
+    } else {
+      value = static_cast<T>(random->Int(0, 5));
+    }
+  }
+  // The corners, where loops begin and end.
+  if (random->Chance(30)) values->front() = T(9);
+  if (random->Chance(30)) values->back() = T(8);
+}
+
+template <typename T>
+void TestChanges(uint32_t seed) {
+  Random random(seed);
+  for (int i = 0; i < 150; ++i) {
+    const Window w = RandomWindow(&random, true);
+    const int64_t images = random.Int(1, 3);
+    const int64_t channels = random.Pick<int64_t>({1, 1, 2, 3, 4, 20});
+    const float threshold =
+        random.Chance(50) ? 0 : random.Pick({0.06f, 0.5f, 2.f});
+    std::vector<T> now(images * w.pixels() * channels, T(1));
+    std::vector<T> seen = now;
+    for (int frame = 0; frame < 4; ++frame) {
+      Change(&random, &now);
+      std::vector<T> want_seen = seen, parallel_seen = seen;
+      const std::vector<char> want =
+          reference::UpdateSeen(now, channels, threshold, &want_seen);
+      PixelMask mask, parallel_mask;
+      mask.Resize(images * w.height, w.width);
+      parallel_mask.Resize(images * w.height, w.width);
+      UpdateSeen(now.data(), seen.data(), images * w.height, w.width, channels,
+                 threshold, Serial, &mask);
+      UpdateSeen(now.data(), parallel_seen.data(), images * w.height, w.width,
+                 channels, threshold, Threads(i), &parallel_mask);
+      CHECK(SameBits(seen, want_seen));
+      CHECK(SameBits(parallel_seen, want_seen));
+      std::vector<char> got(want.size(), 0), parallel_got = got;
+      for (int64_t line = 0; line < images * w.height; ++line) {
+        int64_t last = -1;
+        mask.ForEach(line, [&](int64_t x) {
+          CHECK(last < x && x < w.width);
+          got[line * w.width + x] = 1;
+          last = x;
+        });
+        parallel_mask.ForEach(
+            line, [&](int64_t x) { parallel_got[line * w.width + x] = 1; });
+      }
+      CHECK(SameBits(got, want));
+      CHECK(SameBits(parallel_got, want));
+      std::vector<int32_t> positions = {-5};  // is appended to
+      for (int64_t n = 0; n < images; ++n) {
+        ChangedPositions(w, n, mask, &positions);
+      }
+      CHECK(positions.front() == -5);
+      positions.erase(positions.begin());
+      CHECK(SameBits(positions, reference::ChangedPositions(w, images, want)));
+    }
+  }
+}
+
+template <typename T>
+void TestRows(uint32_t seed) {
+  Random random(seed);
+  for (int i = 0; i < 200; ++i) {
+    const int64_t channels = random.Int(1, 9), first = random.Int(0, 3);
+    const int64_t stride = first + channels + random.Int(0, 3);
+    const int64_t table_rows = random.Int(1, 6), count = random.Int(0, 12);
+    std::vector<T> table(table_rows * stride);
+    for (T& value : table) value = static_cast<T>(random.Int(0, 100));
+    std::vector<int32_t> ids(count);
+    for (int32_t& id : ids) id = random.Int(-1, table_rows - 1);
+    std::vector<T> gathered(count * channels, T(77));
+    GatherRows(table.data() + first, stride, channels, ids.data(), count,
+               gathered.data());
+    std::vector<T> sums(table_rows * channels, T(3)), want_sums = sums;
+    ScatterAddRows(gathered.data(), channels, ids.data(), count, sums.data());
+    std::vector<T> replaced = sums;
+    std::vector<int32_t> inside;
+    for (const int32_t id : ids) inside.push_back(std::max(id, 0));
+    ScatterRows(gathered.data(), channels, inside.data(), count,
+                replaced.data());
+    std::vector<T> want_replaced = sums;
+    for (int64_t m = 0; m < count; ++m) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const T value = gathered[m * channels + c];
+        CHECK(value ==
+              (ids[m] < 0 ? T(0) : table[ids[m] * stride + first + c]));
+        if (ids[m] >= 0) want_sums[ids[m] * channels + c] += value;
+        want_replaced[inside[m] * channels + c] = value;
+      }
+    }
+    CHECK(SameBits(sums, want_sums));
+    CHECK(SameBits(replaced, want_replaced));
+  }
+}
+
+constexpr struct {
+  const char* name;
+  Activation activation;
+} kActivations[] = {
+    {"linear", Activation::kLinear},   {"relu", Activation::kRelu},
+    {"relu6", Activation::kRelu6},     {"leaky_relu", Activation::kLeakyRelu},
+    {"elu", Activation::kElu},         {"selu", Activation::kSelu},
+    {"sigmoid", Activation::kSigmoid}, {"tanh", Activation::kTanh},
+    {"silu", Activation::kSilu},       {"softplus", Activation::kSoftplus},
+    {"gelu", Activation::kGelu},
+};
+
+void TestActivations() {
+  Activation parsed;
+  CHECK(!ParseActivation("softmax", &parsed));
+  CHECK(!ParseActivation("", &parsed));
+  for (const auto& entry : kActivations) {
+    parsed = Activation::kGelu;
+    CHECK(ParseActivation(entry.name, &parsed));
+    CHECK(parsed == entry.activation);
+    std::vector<float> values;
+    for (int i = -240; i <= 240; ++i) values.push_back(i / 16.f);
+    for (const float value : {100.f, 1000.f, 1e-6f, -1e-6f}) {
+      values.push_back(value);
+    }
+    std::vector<float> got = values;
+    Activate(entry.activation, got.data(), got.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double want = reference::Activate(entry.activation, values[i]);
+      CHECK(std::fabs(got[i] - want) <= 2e-6 * (1 + std::fabs(want)));
+      float alone = values[i];
+      Activate(entry.activation, &alone, 1);
+      CHECK(SameBits(&alone, &got[i], 1));
+    }
+    float special[] = {NAN, INFINITY, -1000.f};
+    Activate(entry.activation, special, 3);
+    CHECK(std::isnan(special[0]));
+    CHECK(special[1] == reference::Activate(entry.activation, 1e30) ||
+          (std::isinf(special[1]) && special[1] > 0));
+    CHECK(std::isfinite(special[2]));
+  }
+}
+
+void TestRowOps() {
+  Random random(7);
+  for (int i = 0; i < 100; ++i) {
+    const int64_t size = random.Int(1, 9);
+    const std::vector<float> x = random.Floats(size);
+    RowOps ops(Activation::kLinear);
+    CHECK(ops.empty());
+    ops.resize(3);
+    ops[0].kind = RowOp::kAffine;
+    ops[0].scale = random.Floats(random.Chance(50) ? 1 : size);
+    ops[0].offset = random.Floats(random.Chance(50) ? 1 : size);
+    ops[1].kind = RowOp::kRelu;
+    ops[1].negative_slope = 0.1f;
+    ops[1].max_value = random.Chance(50) ? 1.5f : INFINITY;
+    ops[1].threshold = random.Chance(50) ? 0.f : 0.4f;
+    ops[2].kind = RowOp::kSoftmax;
+    std::vector<double> want(size);
+    double sum = 0;
+    for (int64_t c = 0; c < size; ++c) {
+      const double scale = ops[0].scale[ops[0].scale.size() > 1 ? c : 0];
+      const double offset = ops[0].offset[ops[0].offset.size() > 1 ? c : 0];
+      const double v = x[c] * scale + offset;
+      want[c] = v < ops[1].threshold ? 0.1 * (v - ops[1].threshold)
+                                     : std::min<double>(v, ops[1].max_value);
+      sum += std::exp(want[c]);
+    }
+    std::vector<float> got = x;
+    ops.Apply(got.data(), size);
+    for (int64_t c = 0; c < size; ++c) {
+      CHECK(std::fabs(got[c] - std::exp(want[c]) / sum) <= 1e-6);
+    }
+  }
+  float row[] = {NAN, 1};
+  RowOp op;
+  op.kind = RowOp::kRelu;
+  op.Apply(row, 2);
+  CHECK(std::isnan(row[0]) && row[1] == 1);
+}
+
+// The product alone: panels of every width, strips of every height.
+void TestMultiply(const InstructionSet& set) {
+  Random random(2);
+  for (int i = 0; i < 150; ++i) {
+    const int64_t count = random.Int(1, 3 * set.rows),
+                  depth = random.Int(1, 40);
+    const int64_t columns = random.Int(1, 3 * set.lanes * set.vectors + 1);
+    const int64_t stride = columns + random.Int(0, 3);
+    const std::vector<float> a = random.Floats(count * depth);
+    // Ends with the last row's last column, so that reading on is noticed.
+    const std::vector<float> b = random.Floats((depth - 1) * stride + columns);
+    std::vector<float> bias = random.Floats(columns);
+    bias.resize(set.Padded(columns));
+    const float* bias_or_null = random.Chance(50) ? bias.data() : nullptr;
+    std::vector<float> panels(set.Padded(columns) * depth);
+    set.Pack(b.data(), stride, depth, columns, panels.data());
+    const int64_t out_stride = columns + 2;
+    std::vector<float> out(count * out_stride, 77.f);
+    set.Multiply(a.data(), count, depth, panels.data(), bias_or_null, columns,
+                 [&](int64_t r) { return out.data() + r * out_stride; });
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        reference::Sum want;
+        for (int64_t d = 0; d < depth; ++d) {
+          want.Add(static_cast<double>(a[r * depth + d]) * b[d * stride + c]);
+        }
+        if (bias_or_null != nullptr) want.Add(bias[c]);
+        CHECK(Near(out[r * out_stride + c], want, depth));
+      }
+      CHECK(out[r * out_stride + columns] == 77.f);
+      CHECK(out[r * out_stride + columns + 1] == 77.f);
+      std::vector<float> alone(columns);
+      set.Multiply(a.data() + r * depth, 1, depth, panels.data(), bias_or_null,
+                   columns, [&](int64_t) { return alone.data(); });
+      CHECK(SameBits(alone.data(), out.data() + r * out_stride, columns));
+      if (bias_or_null == nullptr && stride == columns) {
+        set.row(a.data() + r * depth, depth, b.data(), columns,
+                b.data() + b.size(), alone.data());
+        CHECK(SameBits(alone.data(), out.data() + r * out_stride, columns));
+      }
+    }
+  }
+}
+
+void TestConvolution(const InstructionSet& set) {
+  Random random(3);
+  for (int i = 0; i < 60; ++i) {
+    const Window w = RandomWindow(&random, i % 4 == 0);
+    const int64_t images = random.Int(1, 2), taps = w.taps();
+    const int64_t positions = images * w.positions();
+    // Dense, grouped, depthwise, and depthwise with a multiplier.
+    const int64_t groups = i % 3 == 0 ? 1 : random.Int(1, 19);
+    const int64_t channels = groups * (i % 3 == 2 ? 1 : random.Int(1, 4));
+    const int64_t filters = groups * (groups == 1         ? random.Int(1, 70)
+                                      : random.Chance(50) ? 1
+                                                          : random.Int(1, 5));
+    const RowOps ops(kActivations[random.Int(0, 10)].activation);
+    const std::vector<float> rows =
+        random.Floats(images * w.pixels() * channels);
+    const std::vector<float> kernel =
+        random.Floats(taps * (channels / groups) * filters);
+    const std::vector<float> bias = random.Floats(filters);
+    const float* bias_or_null = random.Chance(70) ? bias.data() : nullptr;
+
+    PackedKernel packed;
+    if (i % 2 == 0) {  // is as good when used again
+      packed.Pack(kernel.data(), nullptr, 1, 1, 1, 1, set);
+    }
+    packed.Pack(kernel.data(), bias_or_null, taps, channels, filters, groups,
+                set);
+    CHECK(packed.taps() == taps && packed.channels() == channels &&
+          packed.filters() == filters);
+    CHECK(packed.cost() == taps * (channels / groups) * filters);
+
+    std::vector<int32_t> all(positions);
+    std::iota(all.begin(), all.end(), 0);
+    std::vector<float> table(positions * filters, 77.f);
+    ConvolvePositions(w, packed, ops, rows.data(), all.data(), positions,
+                      Serial, table.data());
+
+    const std::vector<int32_t> patches = reference::AllPatches(w, images);
+    std::vector<float> linear(positions * filters, 77.f);
+    packed.Multiply(rows.data(), patches.data(), positions, RowOps(), nullptr,
+                    linear.data());
+    std::vector<float> activated = linear;
+    for (int64_t p = 0; p < positions; ++p) {
+      ops.Apply(activated.data() + p * filters, filters);
+    }
+    CHECK(SameBits(table, activated));
+    for (int64_t p = 0; p < positions; ++p) {
+      for (int64_t f = 0; f < filters; ++f) {
+        CHECK(Near(linear[p * filters + f],
+                   reference::Convolve(rows.data(), patches.data() + p * taps,
+                                       taps, channels, kernel.data(),
+                                       bias_or_null, filters, groups, f),
+                   taps * channels / groups + 1));
+      }
+    }
+
+    // On threads, in another order, in other company, alone: the same bits,
+    // and no other row is touched.
+    std::vector<float> again(positions * filters, 77.f);
+    random.Shuffle(&all);
+    ConvolvePositions(w, packed, ops, rows.data(), all.data(), positions,
+                      Threads(i), again.data());
+    CHECK(SameBits(again, table));
+    const int64_t some = random.Int(0, positions);
+    std::vector<float> part(positions * filters, 77.f);
+    ConvolvePositions(w, packed, ops, rows.data(), all.data(), some,
+                      Threads(i + 1000), part.data());
+    std::vector<float> row(filters), untouched(filters, 77.f);
+    for (int64_t p = 0; p < positions; ++p) {
+      const int32_t id = all[p];
+      CHECK(SameBits(part.data() + id * filters,
+                     p < some ? table.data() + id * filters : untouched.data(),
+                     filters));
+      if (p < 40) {
+        const int32_t to = 0;
+        packed.Multiply(rows.data(), patches.data() + id * taps, 1, ops,
+                        p % 2 == 0 ? &to : nullptr, row.data());
+        CHECK(SameBits(row.data(), table.data() + id * filters, filters));
+      }
+    }
+  }
+}
+
+void TestSpecialValues(const InstructionSet& set) {
+  // 2x2 taps over 3 channels, 5 filters; a NaN stays in its own row.
+  const int64_t taps = 4, channels = 3, filters = 5;
+  Random random(4);
+  std::vector<float> rows = random.Floats(8 * channels);
+  const std::vector<float> kernel = random.Floats(taps * channels * filters);
+  PackedKernel packed;
+  packed.Pack(kernel.data(), nullptr, taps, channels, filters, 1, set);
+  rows[0 * channels] = NAN;
+  rows[5 * channels] = INFINITY;
+  const std::vector<int32_t> patches = {0,  1,  2,  3,  1, 2, 3, 4,
+                                        -1, -1, -1, -1, 4, 5, 6, 7};
+  const std::vector<int32_t> ids = {0, 1, 2, 3};
+  std::vector<float> table(4 * filters);
+  packed.Multiply(rows.data(), patches.data(), 4, RowOps(), ids.data(),
+                  table.data());
+  for (int64_t f = 0; f < filters; ++f) {
+    CHECK(std::isnan(table[0 * filters + f]));
+    CHECK(std::isfinite(table[1 * filters + f]));
+    CHECK(table[2 * filters + f] == 0);
+    CHECK(!std::isfinite(table[3 * filters + f]));
+  }
+}
+
+void TestSumTree() {
+  Random random(5);
+  for (int i = 0; i < 60; ++i) {
+    const int64_t leaves = i < 20 ? i : random.Int(20, 700);
+    const int64_t width = random.Int(1, 9);
+    const SumTree tree(leaves);
+    CHECK(tree.leaves() == std::max<int64_t>(leaves, 1));
+    const int64_t count = tree.leaves();
+    std::vector<float> kept(tree.nodes() * width, NAN);
+    std::vector<int32_t> changed(count);
+    std::iota(changed.begin(), changed.end(), 0);
+    for (int step = 0; step < 6; ++step) {
+      for (const int32_t leaf : changed) {
+        for (int64_t u = 0; u < width; ++u) {
+          kept[leaf * width + u] = random.Float();
+        }
+      }
+      tree.Update(width, &changed, kept.data());
+      std::vector<float> fresh(tree.nodes() * width, NAN);
+      std::copy_n(kept.begin(), count * width, fresh.begin());
+      std::vector<int32_t> all(count);
+      std::iota(all.begin(), all.end(), 0);
+      tree.Update(width, &all, fresh.data());
+      CHECK(SameBits(kept, fresh));
+      for (int64_t u = 0; u < width; ++u) {
+        reference::Sum want;
+        for (int64_t leaf = 0; leaf < count; ++leaf) {
+          want.Add(kept[leaf * width + u]);
+        }
+        CHECK(Near(kept[(tree.nodes() - 1) * width + u], want, 40));
+      }
+      changed.clear();
+      const int64_t percent = random.Pick<int64_t>({0, 1, 20, 100});
+      for (int64_t leaf = 0; leaf < count; ++leaf) {
+        if (random.Chance(percent)) changed.push_back(leaf);
+      }
+    }
+  }
+}
+
+// What a layer over one kind of trees does with a frame of each stream.
+struct DenseStep {
+  const DenseSum& sum;
+  int64_t streams, inputs, depth;
+  const std::vector<float>& weights;
+  const InstructionSet& set;
+
+  // Returns the number of leaves that were recomputed. Looks leaves up in
+  // `memo` unless it is null: `ids` says what is in them, [streams, leaves].
+  int64_t operator()(const float* now, bool all, const ParallelFor& parallel,
+                     LeafMemo* memo, const std::vector<int32_t>& ids,
+                     std::vector<float>* seen,
+                     std::vector<float>* trees) const {
+    std::vector<LeafChange> changes;
+    ChangedLeaves(now, streams, inputs, depth, all, parallel, seen->data(),
+                  &changes);
+    for (size_t i = 1; i < changes.size(); ++i) {
+      const LeafChange &a = changes[i - 1], &b = changes[i];
+      CHECK(a.leaf < b.leaf || (a.leaf == b.leaf && a.stream < b.stream));
+    }
+    const auto row_of = [&](const LeafChange& change) {
+      return seen->data() + change.stream * inputs + change.leaf * depth;
+    };
+    if (memo == nullptr) {
+      sum.Update(changes, streams, row_of, weights.data(), set, parallel,
+                 trees->data());
+    } else {
+      const auto id_of = [&](const LeafChange& change) {
+        return ids[change.stream * sum.leaves() + change.leaf];
+      };
+      sum.Update(changes, streams, row_of, id_of, weights.data(), set, parallel,
+                 memo, trees->data());
+    }
+    return changes.size();
+  }
+};
+
+void TestDenseSum(const InstructionSet& set) {
+  Random random(6);
+  for (int i = 0; i < 45; ++i) {
+    const int64_t streams = 1 + i % 9;
+    const int64_t depth = random.Pick<int64_t>({1, 7, 32, 32, 80});
+    // More than 64 leaves, some of the time: their mask has two words.
+    const int64_t inputs =
+        i % 5 == 0 ? depth * 65 + random.Int(0, 80) : random.Int(1, 300);
+    const int64_t units = random.Int(1, 40);
+    const std::vector<float> weights = random.Floats(inputs * units);
+    const DenseSum sum(inputs, depth, units);
+    CHECK(sum.leaves() == (inputs + depth - 1) / depth);
+    CHECK(sum.units() == units);
+    const int64_t size = sum.nodes() * units;
+    const DenseStep step{sum, streams, inputs, depth, weights, set};
+    const DenseStep one{sum, 1, inputs, depth, weights, set};
+    // One with few slots, which its leaves contend for, and one with many.
+    LeafMemo memo(units, random.Pick<int64_t>({0, 1000, 1 << 20}));
+    std::vector<std::vector<float>> contents;  // by id
+
+    std::vector<float> now = random.Floats(streams * inputs);
+    std::vector<float> seen(now.size(), 77.f), trees(streams * size, 77.f);
+    std::vector<float> thread_seen = seen, thread_trees = trees;
+    std::vector<float> memo_seen = seen, memo_trees = trees;
+    const std::vector<float> first = now;
+    for (int frame = 0; frame < 7; ++frame) {
+      const bool all = frame == 0;
+      int64_t want = 0;
+      std::vector<int32_t> ids;
+      for (int64_t n = 0; n < streams; ++n) {
+        for (int64_t leaf = 0; leaf < sum.leaves(); ++leaf) {
+          const int64_t at = n * inputs + leaf * depth;
+          const int64_t end = std::min(at + depth, (n + 1) * inputs);
+          want += all || !SameBits(now.data() + at, seen.data() + at, end - at);
+          const std::vector<float> content(now.begin() + at, now.begin() + end);
+          size_t id = 0;
+          while (id < contents.size() && !SameBits(contents[id], content)) ++id;
+          if (id == contents.size()) contents.push_back(content);
+          ids.push_back(id);
+        }
+      }
+      CHECK(step(now.data(), all, Serial, nullptr, ids, &seen, &trees) == want);
+      CHECK(SameBits(seen, now));
+      step(now.data(), all, Threads(i), nullptr, ids, &thread_seen,
+           &thread_trees);
+      CHECK(SameBits(thread_trees, trees));
+      step(now.data(), all, Serial, &memo, ids, &memo_seen, &memo_trees);
+      CHECK(SameBits(memo_trees, trees));
+      if (frame == 3) memo.Clear();
+      for (int64_t n = 0; n < streams; ++n) {
+        // Each stream alone, from nothing.
+        const float* x = now.data() + n * inputs;
+        std::vector<float> fresh_seen(inputs), fresh(size, 77.f);
+        one(x, true, Serial, nullptr, ids, &fresh_seen, &fresh);
+        CHECK(SameBits(fresh.data(), trees.data() + n * size, size));
+        for (int64_t u = 0; u < units; ++u) {
+          reference::Sum product;
+          for (int64_t d = 0; d < inputs; ++d) {
+            product.Add(static_cast<double>(x[d]) * weights[d * units + u]);
+          }
+          CHECK(Near(trees[(n + 1) * size - units + u], product, depth + 40));
+        }
+      }
+      // None, some, all; a NaN and its going away; what was there before.
+      if (frame == 1) {
+        for (float& value : now) {
+          if (random.Chance(3)) value = random.Float();
+        }
+      }
+      if (frame == 2) now = random.Floats(now.size());
+      if (frame == 3) now[random.Int(0, now.size() - 1)] = NAN;
+      if (frame == 4) {
+        for (float& value : now) {
+          if (std::isnan(value)) value = -0.f;
+        }
+        now.back() = 5;
+      }
+      if (frame == 5) std::copy_n(first.begin(), inputs, now.begin());
+    }
+  }
+}
+
+int Main() {
+  TestPadding();
+  TestPatchIds();
+  TestChanges<float>(10);
+  TestChanges<uint8_t>(11);
+  TestRows<float>(20);
+  TestRows<double>(21);
+  TestRows<uint8_t>(22);
+  TestActivations();
+  TestRowOps();
+  TestSumTree();
+  std::string names;
+  for (const InstructionSet* set : InstructionSets()) {
+    names += std::string(" ") + set->name;
+    TestMultiply(*set);
+    TestConvolution(*set);
+    TestSpecialValues(*set);
+    TestDenseSum(*set);
+  }
+  CHECK(&BestInstructionSet() == InstructionSets().front());
+  std::printf("%" PRId64 " checks, %" PRId64 " failed; instruction sets:%s\n",
+              checks, failures, names.c_str());
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace reuse_tf
+
+int main() { return reuse_tf::Main(); }

@@ -1,0 +1,144 @@
+// The kernels again, as plain loops that follow the definitions: slow, easy to
+// check by reading, and what the tests compare with.
+#ifndef REUSE_TF_KERNELS_REFERENCE_H_
+#define REUSE_TF_KERNELS_REFERENCE_H_
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "custom_ops/kernels/row_ops.h"
+#include "custom_ops/kernels/window.h"
+
+namespace reuse_tf {
+namespace reference {
+
+// The id of the input pixel under tap (ky, kx) at output (y, x) of an image, or
+// -1 if the tap lies in the padding.
+inline int32_t PixelId(const Window& w, int64_t image, int64_t y, int64_t x,
+                       int64_t ky, int64_t kx) {
+  const int64_t in_y = y * w.stride_height - w.pad_top + ky * w.dilation_height;
+  const int64_t in_x = x * w.stride_width - w.pad_left + kx * w.dilation_width;
+  if (in_y < 0 || in_y >= w.height || in_x < 0 || in_x >= w.width) return -1;
+  return static_cast<int32_t>((image * w.height + in_y) * w.width + in_x);
+}
+
+// The patches of every position of every image, [positions, taps].
+inline std::vector<int32_t> AllPatches(const Window& w, int64_t images) {
+  std::vector<int32_t> patches;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t y = 0; y < w.out_height; ++y) {
+      for (int64_t x = 0; x < w.out_width; ++x) {
+        for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
+          for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+            patches.push_back(PixelId(w, n, y, x, ky, kx));
+          }
+        }
+      }
+    }
+  }
+  return patches;
+}
+
+// Which pixels of [pixels, channels] changed, as 0 or 1; makes `seen` agree
+// there.
+template <typename T>
+std::vector<char> UpdateSeen(const std::vector<T>& now, int64_t channels,
+                             float threshold, std::vector<T>* seen) {
+  std::vector<char> changed(now.size() / channels, 0);
+  for (size_t i = 0; i < now.size(); ++i) {
+    const float a = static_cast<float>(now[i]);
+    const float b = static_cast<float>((*seen)[i]);
+    const bool differs = threshold == 0
+                             ? std::memcmp(&now[i], &(*seen)[i], sizeof(T)) != 0
+                         : std::isnan(a) || std::isnan(b)
+                             ? true
+                             : a != b && std::fabs(a - b) > threshold;
+    if (differs) changed[i / channels] = 1;
+  }
+  for (size_t i = 0; i < now.size(); ++i) {
+    if (changed[i / channels]) (*seen)[i] = now[i];
+  }
+  return changed;
+}
+
+// The positions that have a changed pixel in their patch.
+inline std::vector<int32_t> ChangedPositions(const Window& w, int64_t images,
+                                             const std::vector<char>& changed) {
+  const std::vector<int32_t> patches = AllPatches(w, images);
+  std::vector<int32_t> positions;
+  for (int64_t i = 0; i < images * w.positions(); ++i) {
+    bool any = false;
+    for (int64_t tap = 0; tap < w.taps(); ++tap) {
+      const int32_t pixel = patches[i * w.taps() + tap];
+      any = any || (pixel >= 0 && changed[pixel]);
+    }
+    if (any) positions.push_back(static_cast<int32_t>(i));
+  }
+  return positions;
+}
+
+inline double Activate(Activation activation, double v) {
+  const double selu_scale = 1.0507009873554805, selu_alpha = 1.6732632423543772;
+  switch (activation) {
+    case Activation::kLinear:
+      return v;
+    case Activation::kRelu:
+      return v < 0 ? 0 : v;
+    case Activation::kRelu6:
+      return v < 0 ? 0 : v > 6 ? 6 : v;
+    case Activation::kLeakyRelu:
+      return v < 0 ? 0.2 * v : v;
+    case Activation::kElu:
+      return v < 0 ? std::exp(v) - 1 : v;
+    case Activation::kSelu:
+      return selu_scale * (v < 0 ? selu_alpha * (std::exp(v) - 1) : v);
+    case Activation::kSigmoid:
+      return 1 / (1 + std::exp(-v));
+    case Activation::kTanh:
+      return std::tanh(v);
+    case Activation::kSilu:
+      return v / (1 + std::exp(-v));
+    case Activation::kSoftplus:
+      return v > 30 ? v : std::log(1 + std::exp(v));
+    case Activation::kGelu:
+      return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+  }
+  return NAN;
+}
+
+// A value, and the sum of the absolute values of what was added up for it: the
+// rounding error of any order of additions is in proportion to that.
+struct Sum {
+  double value = 0, size = 0;
+  void Add(double term) {
+    value += term;
+    size += std::fabs(term);
+  }
+};
+
+// A patch, [taps] ids of rows [*, channels], times one filter of a grouped
+// kernel [taps, channels / groups, filters], plus bias [filters] unless null.
+inline Sum Convolve(const float* rows, const int32_t* patch, int64_t taps,
+                    int64_t channels, const float* kernel, const float* bias,
+                    int64_t filters, int64_t groups, int64_t filter) {
+  const int64_t group_channels = channels / groups;
+  const int64_t group = filter / (filters / groups);
+  Sum sum;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    if (patch[tap] < 0) continue;
+    for (int64_t c = 0; c < group_channels; ++c) {
+      const double value =
+          rows[patch[tap] * channels + group * group_channels + c];
+      sum.Add(value * kernel[(tap * group_channels + c) * filters + filter]);
+    }
+  }
+  if (bias != nullptr) sum.Add(bias[filter]);
+  return sum;
+}
+
+}  // namespace reference
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_REFERENCE_H_
