@@ -1,0 +1,251 @@
+"""One convolution: incremental against dense, by what part of it changes.
+
+For each fraction of positions changed, in blobs and as noise, these are timed
+in alternation on the same frames: `keras.layers.Conv2D` in a `tf.function`,
+and `IncrementalConv2D` called eagerly and in a `tf.function`; beside them, both
+ways of calling when nothing has changed, which is a call's own overhead, and
+what that consists of: a call with a single value, and a comparison of two
+frames (memcmp, on one thread).
+"""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from reuse_tf.benchmark import report, timing
+from reuse_tf.benchmark.frames import SIDES, cyclic_frames
+from reuse_tf.layers import IncrementalConv2D
+
+FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+FLAGS = flags.FlagValues()
+
+
+def _define_size(name, default, text):
+    return flags.DEFINE_integer(
+        name, default, text, lower_bound=1, flag_values=FLAGS
+    )
+
+
+HEIGHT = _define_size("height", 105, "Height of a frame.")
+WIDTH = _define_size("width", 80, "Width of a frame.")
+CHANNELS = _define_size("channels", 40, "Channels of a frame.")
+FILTERS = _define_size("filters", 80, "Filters of the layer.")
+KERNEL_SIZE = _define_size("kernel_size", 3, "Height and width of the kernel.")
+ROUNDS = _define_size("rounds", 200, "Times that each function is called.")
+THREADS = flags.DEFINE_integer(
+    "threads",
+    0,
+    "Threads of TensorFlow. 0: one for each processor.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Decides weights and frames.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+    flag_values=FLAGS,
+)
+OUT = report.define_out(FLAGS)
+
+
+def measure(shape, filters, kernel_size, rounds, seed=0, fractions=FRACTIONS):
+    """Measures one layer: "same" padding, strides of 1, ReLU.
+
+    Args:
+        shape: Height, width and channels of a frame.
+        filters: Filters of the layer.
+        kernel_size: Height and width of the kernel.
+        rounds: How often to call each function.
+        seed: Decides weights and frames.
+        fractions: The fractions of positions that are to change.
+
+    Yields:
+        One dict for each pattern and fraction. `change` and `target` are
+        these; `changed` is the fraction that the layer recomputed. In
+        microseconds, medians: `dense_us`; of the incremental layer
+        `eager_us` and `graph_us`, the same when nothing changed,
+        `eager_still_us` and `graph_still_us`, and with a single value,
+        `eager_call_us` and `graph_call_us`; `compare_us`. `eager_speed_up`
+        and `graph_speed_up` are the ratios of `dense_us` to `eager_us` and
+        `graph_us`; in `eager_net` and `graph_net` the time of a call when
+        nothing changed is taken off these two. `promised` is what the net
+        ratio should be at least; it is infinite if nothing changes.
+
+    Raises:
+        RuntimeError: If the incremental and the dense result differ.
+    """
+    keras.utils.set_random_seed(seed)
+    arguments = {"padding": "same", "activation": "relu"}
+    dense = keras.layers.Conv2D(filters, kernel_size, **arguments)
+
+    def incremental():
+        # One for each use: a second call with the same frame would find
+        # nothing changed.
+        layer = IncrementalConv2D(filters, kernel_size, **arguments)
+        layer.build((None, *shape))
+        layer.set_weights(dense.get_weights())
+        return layer
+
+    dense.build((None, *shape))
+    dense_function = tf.function(dense)
+    eager, eager_still = incremental(), incremental()
+    graph_function, graph_still = map(
+        tf.function, (incremental(), incremental())
+    )
+    still = tf.zeros([1, *shape])
+    still_bytes = memoryview(still)
+    equal_bytes = bytearray(still_bytes)
+    single = tf.zeros([1, 1, 1, 1])
+    eager_single = IncrementalConv2D(1, 1, **arguments)
+    graph_single = tf.function(IncrementalConv2D(1, 1, **arguments))
+    generator = np.random.default_rng(seed)
+    for change in SIDES:
+        for target in fractions:
+            frames = [
+                tf.constant(frame[None])
+                for frame in cyclic_frames(
+                    shape, kernel_size, target, change, generator
+                )
+            ]
+
+            def frame(i, frames=frames):
+                return frames[i % len(frames)]
+
+            # Round the whole circle, so that the timed frames follow it.
+            for i in range(len(frames)):
+                eager(frame(i))
+            before = eager.stats
+            seconds, results = timing.alternate(
+                {
+                    "dense": lambda i, at=frame: dense_function(at(i)),
+                    "eager": lambda i, at=frame: eager(at(i)),
+                    "graph": lambda i, at=frame: graph_function(at(i)),
+                    "eager_still": lambda i: eager_still(still),
+                    "graph_still": lambda i: graph_still(still),
+                    "eager_call": lambda i: eager_single(single),
+                    "graph_call": lambda i: graph_single(single),
+                    "compare": lambda i: equal_bytes == still_bytes,
+                },
+                rounds,
+                warm_up=len(frames),
+            )
+            after = eager.stats
+            for name in ("eager", "graph"):
+                _check_equal(results["dense"], results[name])
+            changed = (
+                after.recomputed_positions - before.recomputed_positions
+            ) / (after.positions - before.positions)
+            yield _row(change, target, changed, timing.medians(seconds))
+
+
+def _check_equal(dense, incremental):
+    scale = float(tf.reduce_max(tf.abs(dense)))
+    error = float(tf.reduce_max(tf.abs(dense - incremental)))
+    if not error <= 1e-5 * scale:
+        raise RuntimeError(
+            f"The incremental result is off by {error} where the dense one "
+            f"has values of up to {scale}."
+        )
+
+
+def _row(change, target, changed, medians):
+    row = {"change": change, "target": target, "changed": changed}
+    row.update((f"{name}_us", median) for name, median in medians.items())
+    dense = medians["dense"]
+    for way in ("eager", "graph"):
+        net = medians[way] - medians[f"{way}_still"]
+        row[f"{way}_speed_up"] = dense / medians[way]
+        row[f"{way}_net"] = dense / net if net > 0 else math.inf
+    row["promised"] = promised(changed)
+    return row
+
+
+def promised(changed):
+    """The least speed-up, net of the call, at a fraction of changed positions.
+
+    At most twice the dense layer's time for what changed, and never more than
+    1.3 times its whole time.
+    """
+    return max(0.5 / changed, 1 / 1.3) if changed else math.inf
+
+
+def main():
+    """Measures what the flags describe; prints and writes the results."""
+    if THREADS.value:
+        tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
+    shape = (HEIGHT.value, WIDTH.value, CHANNELS.value)
+    size = KERNEL_SIZE.value
+    environment = report.environment()
+    print(
+        f"One convolution, {'x'.join(map(str, shape))} -> {FILTERS.value} "
+        f"filters {size}x{size}, relu. "
+        + ", ".join(f"{name} {value}" for name, value in environment.items())
+        + f", medians of {ROUNDS.value} calls in alternation.\n"
+    )
+    # The device on which the incremental ops run.
+    with tf.device("CPU:0"):
+        rows = (
+            {**row, **environment}
+            for row in measure(
+                shape, FILTERS.value, size, ROUNDS.value, SEED.value
+            )
+        )
+        _print(report.saved(rows, OUT.value))
+
+
+def _print(rows):
+    table = report.Table(
+        [
+            ("change", 6),
+            ("target", 6),
+            ("changed", 8),
+            ("dense µs", 8),
+            ("layer(x) µs", 8),
+            ("speed-up", 8),
+            ("net", 7),
+            ("tf.function µs", 8),
+            ("speed-up", 8),
+            ("net", 7),
+            ("promised", 8),
+        ]
+    )
+    printed = []
+    for row in rows:
+        printed.append(row)
+        table.print_row(
+            row["change"],
+            f"{row['target']:.0%}",
+            f"{row['changed']:.2%}",
+            f"{row['dense_us']:.0f}",
+            f"{row['eager_us']:.0f}",
+            f"{row['eager_speed_up']:.2f}",
+            f"{row['eager_net']:.2f}" if row["changed"] else "-",
+            f"{row['graph_us']:.0f}",
+            f"{row['graph_speed_up']:.2f}",
+            f"{row['graph_net']:.2f}" if row["changed"] else "-",
+            f"{row['promised']:.2f}" if row["changed"] else "-",
+        )
+
+    def median(name):
+        return float(np.median([row[name] for row in printed]))
+
+    print(
+        "\nNet: less the time of a call when nothing changed, layer(x) "
+        f"{median('eager_still_us'):.0f} µs, in a tf.function "
+        f"{median('graph_still_us'):.0f} µs. Promised: that the net speed-up "
+        f"is at least 0.5 / changed, and {1 / 1.3:.2f}."
+    )
+    call, compare = median("eager_call_us"), median("compare_us")
+    found = median("eager_still_us") - call
+    print(
+        f"\nOf layer(x) when nothing changed, {call:.0f} µs are the call, "
+        "measured with a single value. Finding that nothing changed is "
+        f"the other {found:.0f} µs, {found / compare:.2f} times memcmp of "
+        f"the same bytes on one thread ({compare:.0f} µs)."
+    )
