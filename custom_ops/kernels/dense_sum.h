@@ -145,7 +145,18 @@ class DenseSum {
     Ancestors(changes, streams, trees);
   }
 
-  // The same where id_of(change) says what is in a leaf: one that was computed
+  // The sum of the rows themselves: the product with an identity for each leaf.
+  // Requires units == depth.
+  template <typename RowOf>
+  void Sum(const std::vector<LeafChange>& changes, int64_t streams,
+           const RowOf& row_of, float* trees) const {
+    for (const LeafChange& change : changes) {
+      std::memcpy(Node(change, trees), row_of(change), units_ * sizeof(float));
+    }
+    Ancestors(changes, streams, trees);
+  }
+
+  // Update where id_of(change) says what is in a leaf: one that was computed
   // before is taken from `memo`.
   template <typename RowOf, typename IdOf>
   void Update(const std::vector<LeafChange>& changes, int64_t streams,

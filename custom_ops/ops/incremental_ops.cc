@@ -10,6 +10,7 @@
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/rows.h"
 #include "custom_ops/ops/common.h"
+#include "custom_ops/ops/held_weight.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 
@@ -156,28 +157,6 @@ kernel: [D, units].
 bias: [units]; [0] and ignored if not use_bias.
 outputs: [N, units].
 )doc");
-
-// Notices that a weight is no longer the one last used.
-//
-// TensorFlow copies a variable's buffer before it writes to it when someone
-// else holds it. This holds it: while the buffer is the same, so are the
-// contents.
-class HeldWeight {
- public:
-  bool Update(const Tensor& now) {
-    const auto bytes = now.tensor_data(), before = held_.tensor_data();
-    const bool same_shape =
-        held_.IsInitialized() && now.shape() == held_.shape();
-    const bool changed =
-        !same_shape || (bytes.data() != before.data() && bytes != before);
-    held_ = now;
-    return changed;
-  }
-  void Reset() { held_ = Tensor(); }
-
- private:
-  Tensor held_;
-};
 
 // What a layer keeps from frame to frame.
 class IncrementalState : public tensorflow::ResourceBase {

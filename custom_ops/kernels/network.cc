@@ -1,0 +1,397 @@
+#include "custom_ops/kernels/network.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+namespace reuse_tf {
+namespace {
+
+// Content reuse is given up for a while when so large a part of the work at
+// changed positions was for patches never seen before...
+constexpr double kWorthless = 0.9;
+// ... in this many frames, and is tried again after so many others.
+constexpr int64_t kTrial = 64, kPause = 1024;
+
+std::vector<Window> Windows(const NetworkSpec& spec) {
+  std::vector<Window> windows;
+  for (const auto& stage : spec.stages) windows.push_back(stage.window);
+  return windows;
+}
+
+// The bound of each map's table: the user's, or so that all tables, with their
+// keys, slots and activations, stay within some 400 MB together.
+std::vector<int64_t> MaxRows(const NetworkSpec& spec, int64_t max_rows) {
+  constexpr int64_t kBytes = 400 << 20;
+  constexpr int64_t kSlots = 32;
+  int64_t row = spec.frame.pixel_size() + 4 * spec.frame.channels + kSlots;
+  for (const auto& stage : spec.stages) {
+    row += 4 * stage.window.taps() + 4 * stage.filters + kSlots;
+  }
+  if (max_rows == 0) max_rows = std::max<int64_t>(1, kBytes / row);
+  std::vector<int64_t> result(spec.stages.size() + 1, max_rows);
+  if (spec.frame.bytes && spec.frame.channels == 1) result[0] = 256;
+  return result;
+}
+
+int64_t Leaves(const NetworkSpec& spec) {
+  return spec.stages.empty() ? spec.frame.pixels()
+                             : spec.stages.back().window.positions();
+}
+
+double Seconds() {
+  return std::chrono::duration<double>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+std::vector<int64_t> NetworkSpec::WeightSizes() const {
+  std::vector<int64_t> sizes;
+  int64_t width = frame.channels;
+  const auto add_ops = [&](const std::vector<Op>& ops) {
+    for (const Op& op : ops) {
+      if (!op.batch_norm) continue;
+      sizes.insert(sizes.end(), 2 + op.has_gamma + op.has_beta, width);
+    }
+  };
+  add_ops(pixel_ops);
+  for (const Stage& stage : stages) {
+    width = stage.filters;
+    if (stage.kind == Stage::kConv) {
+      sizes.push_back(stage.window.taps() * (stage.channels / stage.groups) *
+                      stage.filters);
+      if (stage.use_bias) sizes.push_back(stage.filters);
+    }
+    add_ops(stage.ops);
+  }
+  if (average) {
+    add_ops(average_ops);
+  } else {
+    width *= Leaves(*this);
+  }
+  for (const Dense& layer : dense) {
+    sizes.push_back(width * layer.units);
+    width = layer.units;
+    if (layer.use_bias) sizes.push_back(width);
+    add_ops(layer.ops);
+  }
+  return sizes;
+}
+
+Network::Network(const NetworkSpec& spec, const Options& options)
+    : spec_(spec),
+      options_(options),
+      set_(BestInstructionSet()),
+      max_rows_(MaxRows(spec, options.max_rows)),
+      structure_(spec.frame, Windows(spec), max_rows_, options.hash_mask),
+      content_rows_(spec.stages.size() + 1),
+      temporal_rows_(spec.stages.size() + 1),
+      stage_ops_(spec.stages.size()),
+      dense_ops_(spec.dense.size()),
+      kernels_(spec.stages.size()),
+      dense_kernels_(spec.dense.size()),
+      dense_biases_(spec.dense.size()),
+      sum_(Leaves(spec) * spec.channels(), spec.channels(),
+           spec.average ? spec.channels() : spec.dense[0].units) {
+  pixel_ops_.spec = &spec_.pixel_ops;
+  average_ops_.spec = &spec_.average_ops;
+  for (size_t i = 0; i < spec_.stages.size(); ++i) {
+    stage_ops_[i].spec = &spec_.stages[i].ops;
+  }
+  for (size_t i = 0; i < spec_.dense.size(); ++i) {
+    dense_ops_[i].spec = &spec_.dense[i].ops;
+  }
+  Reset();
+}
+
+void Network::Reset() {
+  Restart(options_.reuse);
+  recent_frames_ = recent_changed_ = recent_new_ = 0;
+  stats_ = NetworkStats();
+  stats_.maps.resize(spec_.stages.size() + 1);
+}
+
+void Network::Restart(Reuse reuse) {
+  structure_.Restart(reuse);
+  pixels_known_ = false;
+  const bool content = reuse == Reuse::kContent;
+  for (size_t i = 0; i < content_rows_.size(); ++i) {
+    if (content) {
+      temporal_rows_[i] = {};
+      if (content_rows_[i].data() == nullptr) {
+        content_rows_[i] = LazyBuffer<float>(max_rows_[i] * channels(i));
+      }
+    } else {
+      content_rows_[i] = {};
+    }
+  }
+  if (content && !spec_.average) {
+    if (memo_ == nullptr) {
+      memo_ = std::make_unique<LeafMemo>(sum_.units(), options_.memo_bytes);
+    } else {
+      memo_->Clear();
+    }
+  } else {
+    memo_.reset();
+  }
+}
+
+void Network::SetWeights(const std::vector<const float*>& weights,
+                         bool changed) {
+  auto next = weights.begin();
+  const auto set_ops = [&](Ops* ops, int64_t width) {
+    ops->ops.clear();
+    for (const NetworkSpec::Op& op : *ops->spec) {
+      ops->ops.push_back(op.op);
+      if (!op.batch_norm) continue;
+      RowOp& affine = ops->ops.back();
+      affine.kind = RowOp::kAffine;
+      const float* gamma = op.has_gamma ? *next++ : nullptr;
+      const float* beta = op.has_beta ? *next++ : nullptr;
+      const float* mean = *next++;
+      const float* variance = *next++;
+      affine.scale.resize(width);
+      affine.offset.resize(width);
+      for (int64_t c = 0; c < width; ++c) {
+        affine.scale[c] = (gamma == nullptr ? 1 : gamma[c]) /
+                          std::sqrt(variance[c] + op.epsilon);
+        affine.offset[c] = (beta == nullptr ? 0 : beta[c]) -
+                           mean[c] * affine.scale[c];
+      }
+    }
+  };
+  set_ops(&pixel_ops_, spec_.frame.channels);
+  for (size_t i = 0; i < spec_.stages.size(); ++i) {
+    const auto& stage = spec_.stages[i];
+    if (stage.kind == NetworkSpec::Stage::kConv) {
+      const float* kernel = *next++;
+      const float* bias = stage.use_bias ? *next++ : nullptr;
+      kernels_[i].Pack(kernel, bias, stage.window.taps(), stage.channels,
+                       stage.filters, stage.groups, set_);
+    }
+    set_ops(&stage_ops_[i], stage.filters);
+  }
+  if (spec_.average) set_ops(&average_ops_, spec_.channels());
+  for (size_t i = 0; i < spec_.dense.size(); ++i) {
+    dense_kernels_[i] = *next++;
+    dense_biases_[i] = spec_.dense[i].use_bias ? *next++ : nullptr;
+    set_ops(&dense_ops_[i], spec_.dense[i].units);
+  }
+  if (changed) Restart(reuse());
+}
+
+void Network::Step(const void* frames, int64_t streams,
+                   const ParallelFor& parallel, float* outputs) {
+  const auto* bytes = static_cast<const uint8_t*>(frames);
+  AdaptReuse();
+  const double begin = Seconds();
+  if (!structure_.Step(bytes, streams, parallel)) {
+    // A table is full: the frame is computed afresh in empty ones.
+    ++stats_.clears;
+    Restart(reuse());
+    if (!structure_.Step(bytes, streams, parallel)) {
+      // One frame alone does not fit.
+      ++stats_.switches;
+      recent_frames_ = 0;
+      Restart(Reuse::kTemporal);
+      structure_.Step(bytes, streams, parallel);
+    }
+  }
+  const double structured = Seconds();
+  if (reuse() == Reuse::kTemporal) {
+    for (size_t i = 0; i < temporal_rows_.size(); ++i) {
+      temporal_rows_[i].resize(streams * structure_.maps()[i].pixels() *
+                               channels(i));
+    }
+  }
+  ComputePixels();
+  for (size_t i = 0; i < spec_.stages.size(); ++i) ComputeRows(i, parallel);
+  const double computed = Seconds();
+  ComputeOutputs(parallel, outputs);
+  const double end = Seconds();
+  stats_.structure_seconds += structured - begin;
+  stats_.rows_seconds += computed - structured;
+  stats_.dense_seconds += end - computed;
+  CountStep();
+}
+
+void Network::ComputePixels() {
+  const NewRows& pixels = structure_.maps()[0].rows;
+  const int64_t channels = spec_.frame.channels;
+  const bool all_bytes = pixels.raw_stride == 1;
+  if (all_bytes && pixels_known_) return;
+  pixels_known_ = all_bytes;
+  for (int64_t i = 0; i < pixels.count; ++i) {
+    const uint8_t* raw = pixels.raw + i * pixels.raw_stride;
+    const int64_t id = pixels.ids == nullptr ? pixels.first + i : pixels.ids[i];
+    float* row = rows(0) + id * channels;
+    if (spec_.frame.bytes) {
+      std::copy(raw, raw + channels, row);
+    } else {
+      std::memcpy(row, raw, channels * sizeof(float));
+    }
+    pixel_ops_.ops.Apply(row, channels);
+  }
+}
+
+void Network::ComputeRows(size_t index, const ParallelFor& parallel) {
+  const auto& stage = spec_.stages[index];
+  const NewRows& what = structure_.maps()[index + 1].rows;
+  const float* from = rows(index);
+  float* to = rows(index + 1) + what.first * stage.filters;
+  if (stage.kind != NetworkSpec::Stage::kConv) {
+    Pool(stage, what, from, to);
+    return;
+  }
+  const PackedKernel& kernel = kernels_[index];
+  kernel.ForBlocks(what.count, parallel, [&](int64_t first, int64_t size) {
+    kernel.Multiply(from, what.patches + first * kernel.taps(), size,
+                    stage_ops_[index].ops,
+                    what.ids == nullptr ? nullptr : what.ids + first,
+                    what.ids == nullptr ? to + first * stage.filters : to);
+  });
+}
+
+void Network::Pool(const NetworkSpec::Stage& stage, const NewRows& what,
+                   const float* from, float* to) const {
+  const int64_t taps = stage.window.taps(), channels = stage.channels;
+  const RowOps& ops = stage_ops_[&stage - spec_.stages.data()].ops;
+  const bool max = stage.kind == NetworkSpec::Stage::kMaxPool;
+  for (int64_t i = 0; i < what.count; ++i) {
+    float* row = to + (what.ids == nullptr ? i : what.ids[i]) * channels;
+    int64_t inside = 0;  // padding takes no part
+    for (int64_t t = 0; t < taps; ++t) {
+      const int32_t id = what.patches[i * taps + t];
+      if (id < 0) continue;
+      const float* other = from + id * channels;
+      if (inside++ == 0) {
+        std::memcpy(row, other, channels * sizeof(float));
+      } else if (max) {
+        for (int64_t c = 0; c < channels; ++c) {
+          // A NaN wins, as in TensorFlow.
+          row[c] = row[c] >= other[c] || row[c] != row[c] ? row[c] : other[c];
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) row[c] += other[c];
+      }
+    }
+    if (!max) {
+      for (int64_t c = 0; c < channels; ++c) row[c] /= inside;
+    }
+    ops.Apply(row, channels);
+  }
+}
+
+void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
+  const Structure::Map& map = structure_.maps().back();
+  const size_t last = spec_.stages.size();
+  const int64_t streams = structure_.streams(), leaves = map.pixels();
+  const int64_t channels = this->channels(last), units = sum_.units();
+  trees_.resize(streams * sum_.nodes() * units);
+  changes_.clear();
+  for (const int32_t at : map.positions) {
+    const int32_t stream = at / static_cast<int32_t>(leaves);
+    changes_.push_back({static_cast<int32_t>(at - stream * leaves), stream});
+  }
+  if (streams > 1) SortByLeaf(&changes_);
+  const float* from = rows(last);
+  const auto id_of = [&](const LeafChange& change) {
+    return structure_.id(last, change.stream * leaves + change.leaf);
+  };
+  const auto row_of = [&](const LeafChange& change) {
+    return from + int64_t{id_of(change)} * channels;
+  };
+  if (spec_.average) {
+    sum_.Sum(changes_, streams, row_of, trees_.data());
+  } else if (memo_ != nullptr) {
+    sum_.Update(changes_, streams, row_of, id_of, dense_kernels_[0], set_,
+                parallel, memo_.get(), trees_.data());
+  } else {
+    sum_.Update(changes_, streams, row_of, dense_kernels_[0], set_, parallel,
+                trees_.data());
+  }
+  thread_local std::vector<float> values, next;
+  for (int64_t n = 0; n < streams; ++n) {
+    const float* root = trees_.data() + ((n + 1) * sum_.nodes() - 1) * units;
+    values.assign(root, root + units);
+    size_t layer = 0;
+    const auto finish = [&] {
+      const float* bias = dense_biases_[layer];
+      if (bias != nullptr) {
+        for (size_t u = 0; u < values.size(); ++u) values[u] += bias[u];
+      }
+      dense_ops_[layer].ops.Apply(values.data(), values.size());
+      ++layer;
+    };
+    if (spec_.average) {
+      for (float& value : values) value /= leaves;
+      average_ops_.ops.Apply(values.data(), units);
+    } else {
+      finish();
+    }
+    while (layer < spec_.dense.size()) {
+      const int64_t width = spec_.dense[layer].units;
+      const float* kernel = dense_kernels_[layer];
+      next.resize(width);
+      set_.row(values.data(), values.size(), kernel, width,
+               kernel + values.size() * width, next.data());
+      values.swap(next);
+      finish();
+    }
+    std::copy(values.begin(), values.end(), outputs + n * spec_.units());
+  }
+}
+
+void Network::CountStep() {
+  const int64_t streams = structure_.streams();
+  stats_.frames += streams;
+  ++recent_frames_;
+  for (size_t i = 0; i <= spec_.stages.size(); ++i) {
+    // The last entry is the dense sum over the last map.
+    const bool dense = i == spec_.stages.size();
+    const Structure::Map& map =
+        dense ? structure_.maps().back() : structure_.maps()[i + 1];
+    const int64_t cost =
+        dense ? (spec_.average ? 0 : spec_.channels() * sum_.units())
+              : kernels_[i].cost();
+    const int64_t changed = map.positions.size();
+    const int64_t made = dense ? changed : map.rows.count;
+    NetworkStats::Map& stats = stats_.maps[i];
+    stats.positions += streams * map.pixels();
+    stats.changed += changed;
+    stats.new_rows += made;
+    stats.multiply_adds += made * cost;
+    stats.dense_multiply_adds += streams * map.pixels() * cost;
+    if (!dense && !structure_.had_fresh_streams()) {
+      recent_changed_ += changed * cost;
+      recent_new_ += made * cost;
+    }
+  }
+}
+
+void Network::AdaptReuse() {
+  if (options_.reuse != Reuse::kContent) return;
+  const bool content = reuse() == Reuse::kContent;
+  if (recent_frames_ < (content ? kTrial : kPause)) return;
+  if (!content || recent_new_ > kWorthless * recent_changed_) {
+    ++stats_.switches;
+    Restart(content ? Reuse::kTemporal : Reuse::kContent);
+  }
+  recent_frames_ = recent_changed_ = recent_new_ = 0;
+}
+
+std::vector<int64_t> Network::Rows() const {
+  std::vector<int64_t> rows;
+  for (const Structure::Map& map : structure_.maps()) {
+    rows.push_back(reuse() == Reuse::kTemporal
+                       ? structure_.streams() * map.pixels()
+                   : map.table == nullptr ? 256
+                                          : map.table->size());
+  }
+  return rows;
+}
+
+}  // namespace reuse_tf
