@@ -2,10 +2,14 @@
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats, convert
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
+from reuse_tf.runner import LayerStats, Runner, RunnerStats
 
 __all__ = [
     "IncrementalConv2D",
     "IncrementalDense",
+    "LayerStats",
+    "Runner",
+    "RunnerStats",
     "Stats",
     "changed_positions",
     "convert",

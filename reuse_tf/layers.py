@@ -11,7 +11,7 @@ from reuse_tf import ops
 
 # The activations that the ops apply to the rows they compute. Any other is
 # applied by Keras to the whole output.
-_FUSED_ACTIVATIONS = {
+FUSED_ACTIVATIONS = {
     getattr(keras.activations, name): name
     for name in (
         "linear",
@@ -92,15 +92,21 @@ class _Incremental:
         return tf.executing_eagerly() or not _must_stay_plain()
 
     def _fused_activation(self):
-        return _FUSED_ACTIVATIONS.get(self.activation)
+        return FUSED_ACTIVATIONS.get(self.activation)
 
     def _finish(self, outputs):
         if self._fused_activation() is None:
             return self.activation(outputs)
         return outputs
 
-    def _bias(self):
-        return self.bias if self.use_bias else tf.zeros([0])
+    def _weights(self):
+        bias = self.bias if self.use_bias else tf.zeros([0])
+        return _value(self.kernel), _value(bias)
+
+
+def _value(weight):
+    """What TensorFlow holds of a Keras variable: an op takes it faster."""
+    return getattr(weight, "value", weight)
 
 
 def _must_stay_plain():
@@ -201,8 +207,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
         outputs = ops.incremental_conv2d(
             self._state_handle(),
             inputs,
-            self.kernel,
-            self._bias(),
+            *self._weights(),
             strides=self.strides,
             dilations=self.dilation_rate,
             padding=self.padding.upper(),
@@ -248,15 +253,13 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
             or self.quantization_mode is not None
         ):
             return super().call(inputs, training=training)
-        kernel = self.kernel
         flat = inputs
         if inputs.shape.rank != 2:
-            flat = tf.reshape(inputs, [-1, kernel.shape[0]])
+            flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
         outputs = ops.incremental_dense(
             self._state_handle(),
             flat,
-            kernel,
-            self._bias(),
+            *self._weights(),
             activation=self._fused_activation() or "linear",
             use_bias=self.use_bias,
         )

@@ -170,10 +170,21 @@ def new_state():
         return _ops.reuse_tf_incremental_state()
 
 
+def new_runner_state(program, reuse, max_rows):
+    """Makes the state of a runner (a resource handle); see program.h."""
+    with tf.init_scope(), tf.device("CPU:0"):
+        return _ops.reuse_tf_runner_state(
+            program=program, reuse=reuse, max_rows=max_rows
+        )
+
+
 reset_state = _ops.reuse_tf_reset_state
 state_stats = _ops.reuse_tf_state_stats
 incremental_conv2d = _ops.reuse_tf_incremental_conv2d
 incremental_dense = _ops.reuse_tf_incremental_dense
+runner_step = _ops.reuse_tf_runner_step
+runner_reset = _ops.reuse_tf_runner_reset
+runner_stats = _ops.reuse_tf_runner_stats
 
 
 @tf.RegisterGradient("ReuseTF>SparseGather")

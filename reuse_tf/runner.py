@@ -1,0 +1,441 @@
+"""A whole Keras model as one op, with activations reused at every layer."""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reuse_tf import ops
+from reuse_tf.layers import (
+    FUSED_ACTIVATIONS,
+    IncrementalConv2D,
+    IncrementalDense,
+)
+
+SUPPORTED = (
+    "Rescaling, Conv2D, IncrementalConv2D, Activation, ReLU, LeakyReLU, "
+    "MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, "
+    "BatchNormalization, Dropout, Flatten, Dense, IncrementalDense"
+)
+
+
+class LayerStats(NamedTuple):
+    """What a runner has computed for one layer.
+
+    Attributes:
+        positions: Positions of all frames.
+        changed: Positions whose patch was not that of the frame before.
+        new_rows: Rows that were computed: for content reuse, patches never
+            seen before; of the dense sum, its leaves that had to be updated.
+        multiply_adds: Multiply-adds made.
+        dense_multiply_adds: Multiply-adds that computing everything would
+            have taken.
+    """
+
+    positions: int
+    changed: int
+    new_rows: int
+    multiply_adds: int
+    dense_multiply_adds: int
+
+
+class RunnerStats(NamedTuple):
+    """What a runner has done since it was made or reset.
+
+    Attributes:
+        frames: Frames stepped, those of every stream counted.
+        layers: `LayerStats` by layer name, for convolutions, poolings and the
+            layer that sums over positions.
+        reuse: The kind of reuse at present. It is `"temporal"` under
+            `reuse="content"` while content reuse does not pay.
+        rows: Rows in use by table: `"frames"` and the layers' names.
+        max_rows: The bound of each of them.
+        clears: How often the tables were full and were cleared.
+        switches: How often the kind of reuse was switched.
+        seconds: Spent in `step`'s kernels, by part: `"structure"`, `"rows"`
+            and `"dense"`.
+    """
+
+    frames: int
+    layers: dict
+    reuse: str
+    rows: dict
+    max_rows: dict
+    clears: int
+    switches: int
+    seconds: dict
+
+
+class Runner:
+    """Runs a chain of Keras layers as one op, without dense activations.
+
+    Ids and changed positions are passed from layer to layer inside C++; only
+    positions whose patch changed are looked at, and with content reuse only
+    patches never seen before, at any position, in any frame, of any stream,
+    are multiplied. The outputs are those of the model, to float rounding; a
+    result does not depend, to the bit, on what was run before or beside it.
+
+    The model's own variables are used: when they change, the next output is
+    of the new weights.
+
+    Safe to call from several threads, one of which is served at a time.
+
+    Args:
+        model: A built Sequential or functional Keras model that is a chain of
+            `Rescaling`, `Conv2D`, `IncrementalConv2D`, `Activation`, `ReLU`,
+            `LeakyReLU`, `MaxPooling2D`, `AveragePooling2D`,
+            `BatchNormalization` and `Dropout` layers (both as in inference),
+            ended by `GlobalAveragePooling2D` or `Flatten`, and `Dense` or
+            `IncrementalDense` layers after it (at least one after `Flatten`).
+            float32, `channels_last`, with a fixed input shape `[H, W, C]`.
+        reuse: `"content"`: equal patches share one row of activations.
+            `"temporal"`: a position keeps its row while its patch does not
+            change. Content reuse goes over to temporal by itself for a while
+            when it does not pay, as with the noise of a camera.
+        max_rows: The most rows that each layer's table holds under content
+            reuse. When one is full, all are cleared. By default, all tables
+            of a model together stay within some 400 MB.
+
+    Raises:
+        ValueError: If the model has a layer that is not supported, or an
+            argument is not as above.
+
+    Example:
+
+    >>> runner = Runner(model)
+    >>> logits = runner.step(frames)   # frames: uint8 [N, H, W, C]
+    """
+
+    def __init__(self, model, reuse="content", max_rows=None):
+        if reuse not in ("content", "temporal"):
+            raise ValueError(
+                "Expected `reuse` to be 'content' or 'temporal'. Received: "
+                f"reuse={reuse!r}"
+            )
+        if max_rows is not None and not (
+            isinstance(max_rows, (int, np.integer)) and 0 < max_rows < 2**31
+        ):
+            raise ValueError(
+                "Expected `max_rows` to be a positive integer below 2^31, or "
+                f"None. Received: max_rows={max_rows!r}"
+            )
+        self.model = model
+        self.reuse = reuse
+        self._chain = _Chain(model)
+        self._max_rows = int(max_rows or 0)
+        self._states = {}  # by the dtype of the frames
+        self._dtype = tf.uint8  # of the last frames
+
+    def step(self, frames):
+        """Computes the outputs for the next frame of each stream.
+
+        Stateful and without gradient; the path of lowest latency. Streams are
+        told apart by their place in the batch. When there are more than at
+        the last call the further ones are new; when there are fewer the
+        missing ones are forgotten.
+
+        Args:
+            frames: uint8 or float32 `[N, H, W, C]`, NumPy or tensor: one frame
+                of each of N streams.
+
+        Returns:
+            float32 tensor `[N, units]`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If `frames` is not as above.
+        """
+        frames = tf.convert_to_tensor(frames)
+        return ops.runner_step(
+            self._state(frames.dtype), frames, self._chain.handles
+        )
+
+    def reset_state(self, streams=None):
+        """Forgets streams. Never needed for a right result.
+
+        Args:
+            streams: Integers: the streams whose next frames have nothing to do
+                with their last ones. By default all, and then the tables and
+                the counters too.
+        """
+        if streams is not None:
+            streams = np.atleast_1d(np.asarray(streams))
+            if streams.size == 0:
+                return
+            if streams.dtype.kind not in "iu" or streams.min() < 0:
+                raise ValueError(
+                    "Expected `streams` to be integers that are not negative. "
+                    f"Received: streams={streams.tolist()}"
+                )
+        for state in self._states.values():
+            ops.runner_reset(state, [] if streams is None else streams)
+
+    @property
+    def stats(self):
+        """What was done since the runner was made or reset: `RunnerStats`.
+
+        Of frames of the dtype that was stepped last.
+        """
+        totals, seconds, maps, rows = (
+            part.numpy().tolist()
+            for part in ops.runner_stats(self._state(self._dtype))
+        )
+        tables = ["frames", *self._chain.map_names[:-1]]
+        return RunnerStats(
+            frames=totals[0],
+            layers={
+                name: LayerStats(*line)
+                for name, line in zip(self._chain.map_names, maps, strict=True)
+            },
+            reuse="content" if totals[3] else "temporal",
+            rows={n: line[0] for n, line in zip(tables, rows, strict=True)},
+            max_rows={n: line[1] for n, line in zip(tables, rows, strict=True)},
+            clears=totals[1],
+            switches=totals[2],
+            seconds=dict(
+                zip(("structure", "rows", "dense"), seconds, strict=True)
+            ),
+        )
+
+    def _state(self, dtype):
+        state = self._states.get(dtype)
+        if state is None:
+            if dtype not in (tf.uint8, tf.float32):
+                raise ValueError(
+                    "Expected `frames` to be uint8 or float32. Received: "
+                    f"{dtype.name}"
+                )
+            state = ops.new_runner_state(
+                self._chain.program("uint8" if dtype == tf.uint8 else "float"),
+                self.reuse,
+                self._max_rows,
+            )
+            state = self._states.setdefault(dtype, state)
+        self._dtype = dtype
+        return state
+
+
+class _Chain:
+    """A Keras model as the program and the variables of the runner's ops."""
+
+    def __init__(self, model):
+        layers, shape = _layers_of(model)
+        self.frame_shape = shape
+        self.map_names = []
+        self.variables = []
+        self._lines = []
+        self._flat = False  # behind Flatten or global pooling
+        self._bare_flatten = False  # behind Flatten, before a Dense
+        for layer in layers:
+            handler = _HANDLERS.get(type(layer))
+            if handler is None:
+                raise _unsupported(layer, "it is not of a supported class")
+            if layer.compute_dtype != "float32":
+                raise _unsupported(layer, f"it computes {layer.compute_dtype}")
+            if getattr(layer, "data_format", None) == "channels_first":
+                raise _unsupported(layer, "it is channels_first")
+            handler(self, layer)
+        if not self._flat or self._bare_flatten:
+            raise ValueError(
+                "Expected `model` to end in GlobalAveragePooling2D, or in "
+                "Flatten and at least one Dense layer. Received: "
+                f"{[type(layer).__name__ for layer in layers]}"
+            )
+        self.handles = [v.value.handle for v in self.variables]
+
+    def program(self, dtype):
+        height, width, channels = self.frame_shape
+        return [f"frames {height} {width} {channels} {dtype}", *self._lines]
+
+    def _add(self, *words):
+        self._lines.append(" ".join(str(w) for w in words))
+
+    def _require_map(self, layer):
+        if self._flat:
+            raise _unsupported(layer, "it stands behind the flattening")
+
+    def _window(self, size, strides, dilation, padding):
+        return (*size, *strides, *dilation, padding.upper())
+
+    def _add_activation(self, layer, activation):
+        name = FUSED_ACTIVATIONS.get(activation)
+        if activation is keras.activations.softmax:
+            self._add_function(layer, "softmax")
+        elif name is None:
+            raise _unsupported(layer, f"of its activation {activation!r}")
+        elif name != "linear":
+            self._add_function(layer, "activation", name)
+
+    def _add_function(self, layer, *words):
+        if self._bare_flatten:
+            raise _unsupported(layer, "it stands between Flatten and Dense")
+        self._add(*words)
+
+    def dropout(self, layer):
+        pass
+
+    def rescaling(self, layer):
+        scale, offset = (
+            ",".join(repr(float(v)) for v in np.ravel(values))
+            for values in (layer.scale, layer.offset)
+        )
+        self._add_function(layer, "affine", scale, offset)
+
+    def activation(self, layer):
+        self._add_activation(layer, layer.activation)
+
+    def relu(self, layer):
+        top = math.inf if layer.max_value is None else layer.max_value
+        self._add_function(
+            layer, "relu", layer.negative_slope, top, layer.threshold
+        )
+
+    def leaky_relu(self, layer):
+        self._add_function(layer, "relu", layer.negative_slope, math.inf, 0)
+
+    def batch_normalization(self, layer):
+        if list(np.ravel(layer.axis)) not in ([-1], [1 if self._flat else 3]):
+            raise _unsupported(layer, f"of its axis {layer.axis}")
+        self._add_function(
+            layer,
+            "batch_norm",
+            layer.epsilon,
+            int(layer.scale),
+            int(layer.center),
+        )
+        self.variables += [layer.gamma] if layer.scale else []
+        self.variables += [layer.beta] if layer.center else []
+        self.variables += [layer.moving_mean, layer.moving_variance]
+
+    def conv2d(self, layer):
+        self._require_map(layer)
+        if getattr(layer, "threshold", 0):
+            raise _unsupported(layer, f"of its threshold {layer.threshold}")
+        self._add(
+            "conv",
+            *self._window(
+                layer.kernel_size,
+                layer.strides,
+                layer.dilation_rate,
+                layer.padding,
+            ),
+            layer.filters,
+            layer.groups,
+            int(layer.use_bias),
+        )
+        self._add_weights(layer)
+        self.map_names.append(layer.name)
+
+    def pooling(self, layer):
+        self._require_map(layer)
+        kind = "max" if type(layer) is keras.layers.MaxPooling2D else "average"
+        self._add(
+            f"{kind}_pool",
+            *self._window(
+                layer.pool_size, layer.strides, (1, 1), layer.padding
+            ),
+        )
+        self.map_names.append(layer.name)
+
+    def global_average(self, layer):
+        self._require_map(layer)
+        if layer.keepdims:
+            raise _unsupported(layer, "of its keepdims")
+        self._add("average")
+        self._flat = True
+        self.map_names.append(layer.name)
+
+    def flatten(self, layer):
+        if self._flat:
+            return
+        self._add("flatten")
+        self._flat = self._bare_flatten = True
+
+    def dense(self, layer):
+        if not self._flat:
+            raise _unsupported(layer, "it does not stand behind a flattening")
+        if getattr(layer, "quantization_mode", None):
+            raise _unsupported(layer, "it is quantized")
+        self._add("dense", layer.units, int(layer.use_bias))
+        if self._bare_flatten:
+            self.map_names.append(layer.name)
+        self._bare_flatten = False
+        self._add_weights(layer)
+
+    def _add_weights(self, layer):
+        if getattr(layer, "lora_enabled", False):
+            raise _unsupported(layer, "LoRA is enabled on it")
+        self.variables.append(layer.kernel)
+        if layer.use_bias:
+            self.variables.append(layer.bias)
+        self._add_activation(layer, layer.activation)
+
+
+_HANDLERS = {
+    keras.layers.Rescaling: _Chain.rescaling,
+    keras.layers.Conv2D: _Chain.conv2d,
+    IncrementalConv2D: _Chain.conv2d,
+    keras.layers.Activation: _Chain.activation,
+    keras.layers.ReLU: _Chain.relu,
+    keras.layers.LeakyReLU: _Chain.leaky_relu,
+    keras.layers.MaxPooling2D: _Chain.pooling,
+    keras.layers.AveragePooling2D: _Chain.pooling,
+    keras.layers.GlobalAveragePooling2D: _Chain.global_average,
+    keras.layers.BatchNormalization: _Chain.batch_normalization,
+    keras.layers.Dropout: _Chain.dropout,
+    keras.layers.Flatten: _Chain.flatten,
+    keras.layers.Dense: _Chain.dense,
+    IncrementalDense: _Chain.dense,
+}
+
+
+def _unsupported(layer, why):
+    return ValueError(
+        f"Runner does not support layer {layer.name!r} "
+        f"({type(layer).__name__}): {why}. Supported is a chain of: "
+        f"{SUPPORTED}."
+    )
+
+
+def _layers_of(model):
+    """The layers of a chain in order, and the shape of a frame."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"Expected `model` to be a Keras model. Received: {model!r}"
+        )
+    if not model.built or not hasattr(model, "inputs"):
+        raise ValueError(
+            "Expected `model` to be a built Sequential or functional model. "
+            f"Received: {type(model).__name__} {model.name!r}"
+        )
+    layers = []
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "Expected `model` to have one input and one output. Received: "
+            f"{len(model.inputs)} and {len(model.outputs)}"
+        )
+    shape = model.inputs[0].shape
+    tensor = model.outputs[0]
+    # Along the history of the output, back to the input.
+    while True:
+        layer, node_index = tensor._keras_history[:2]
+        node = layer._inbound_nodes[node_index]
+        if isinstance(layer, keras.layers.InputLayer):
+            break
+        layers.append(layer)
+        if len(node.input_tensors) != 1:
+            raise _unsupported(layer, "it has several inputs")
+        tensor = node.input_tensors[0]
+    if len(shape) != 4 or None in shape[1:]:
+        raise ValueError(
+            "Expected `model` to have an input of fixed shape [N, H, W, C]. "
+            f"Received: {shape}"
+        )
+    flat = []
+    for layer in reversed(layers):
+        if isinstance(layer, keras.Model):  # a nested model
+            flat += _layers_of(layer)[0]
+        else:
+            flat.append(layer)
+    return flat, tuple(shape[1:])
