@@ -197,13 +197,14 @@ def play(env, policy, *, steps, seed=None):
 def _compile(policy):
     """Returns a function from uint8 frames to logits, both NumPy arrays."""
     shape = (1, *policy.input_shape[1:])
+    # Calling the concrete function saves half the time of the call itself,
+    # 200 microseconds, which matching its arguments to a trace would take.
     call = tf.function(
-        lambda frames: policy(frames, training=False),
-        input_signature=[tf.TensorSpec(shape, tf.uint8)],
-    )
-    # The first call compiles the function.
-    call(np.zeros(shape, np.uint8))
-    return lambda frames: call(frames).numpy()
+        lambda frames: policy(frames, training=False)
+    ).get_concrete_function(tf.TensorSpec(shape, tf.uint8))
+    # The first call is slow, as TensorFlow optimises the graph.
+    call(tf.zeros(shape, tf.uint8))
+    return lambda frames: call(tf.constant(frames)).numpy()
 
 
 def _positions(policy):
