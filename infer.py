@@ -37,9 +37,12 @@ def main(_):
         )
     except ValueError as error:
         program.fail(error)
-    summary = play.play(
-        env, policy, steps=program.STEPS.value, seed=program.SEED.value
-    )
+    try:
+        summary = play.play(
+            env, policy, steps=program.STEPS.value, seed=program.SEED.value
+        )
+    except FloatingPointError as error:
+        program.fail(error)
     print(summary)
     if program.SUMMARY_JSON.value is not None:
         with open(program.SUMMARY_JSON.value, "w") as file:

@@ -240,6 +240,11 @@ def test_logits_that_are_not_finite_end_the_play():
     policy.set_weights([np.nan * weight for weight in policy.get_weights()])
     with pytest.raises(FloatingPointError, match="not finite"):
         play(env, policy, steps=3, seed=0)
+    policy.save("policy.keras")
+    result = infer("--checkpoint=policy.keras", "--downsample=4")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "not finite" in line
 
 
 def test_any_model_of_the_right_shapes_can_play():
