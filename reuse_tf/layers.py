@@ -216,6 +216,8 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
             threshold=self.threshold,
             use_bias=self.use_bias,
         )
+        if 0 in outputs.shape[1:3]:
+            return super().call(inputs)  # Raises, as the input is too small.
         return self._finish(outputs)
 
     def get_config(self):
