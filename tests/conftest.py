@@ -1,0 +1,23 @@
+"""What all tests share: deterministic generated cases and random weights."""
+
+import hypothesis
+import keras
+import pytest
+
+hypothesis.settings.register_profile(
+    "deterministic",
+    database=None,
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+    ],
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(autouse=True)
+def _random_seed():
+    keras.utils.set_random_seed(1)
