@@ -131,10 +131,12 @@ void UpdateSeen(const T* now, T* seen, int64_t lines, int64_t width,
 }
 
 // Appends, in ascending order, the output positions of one image of the batch
-// whose window holds a marked pixel. `mask` has `height` lines for each image.
+// whose window holds a marked pixel. `mask` has `height` lines for each image;
+// the positions are marked in `out_mask`, which has `out_height` cleared ones.
 inline void ChangedPositions(const Window& w, int64_t image,
                              const PixelMask& mask,
-                             std::vector<int32_t>* positions) {
+                             std::vector<int32_t>* positions,
+                             PixelMask* out_mask = nullptr) {
   const int64_t words = mask.words();
   const int64_t out_words = (w.out_width + 63) / 64;
   thread_local std::vector<uint64_t> columns, hits;
@@ -164,6 +166,10 @@ inline void ChangedPositions(const Window& w, int64_t image,
         }
       }
     });
+    if (out_mask != nullptr) {
+      std::copy(hits.begin(), hits.end(),
+                out_mask->line(image * w.out_height + out_y));
+    }
     const int64_t row = (image * w.out_height + out_y) * w.out_width;
     ForEachBit(hits.data(), out_words, [&](int64_t x) {
       positions->push_back(static_cast<int32_t>(row + x));

@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 
@@ -36,7 +35,8 @@ class SumTree {
 
   // Recomputes the ancestors of the nodes `changed`, leaves in ascending order,
   // in tree [nodes, width]. Uses `changed` as working space.
-  void Update(int64_t width, std::vector<int32_t>* changed, float* tree) const {
+  void Update(int64_t width, const InstructionSet& set,
+              std::vector<int32_t>* changed, float* tree) const {
     for (size_t level = 1; level + 1 < levels_.size(); ++level) {
       const int64_t children = levels_[level] - levels_[level - 1];
       const float* from = tree + levels_[level - 1] * width;
@@ -47,12 +47,8 @@ class SumTree {
         if (parents > 0 && (*changed)[parents - 1] == parent) continue;
         (*changed)[parents++] = parent;
         const int64_t first = parent * kArity;
-        const int64_t last = std::min(first + kArity, children);
-        float* sum = to + parent * width;
-        std::memcpy(sum, from + first * width, width * sizeof(float));
-        for (int64_t c = first + 1; c < last; ++c) {
-          for (int64_t u = 0; u < width; ++u) sum[u] += from[c * width + u];
-        }
+        set.sum(from + first * width, std::min(kArity, children - first), width,
+                to + parent * width);
       }
       changed->resize(parents);
     }
@@ -75,48 +71,75 @@ inline void SortByLeaf(std::vector<LeafChange>* changes) {
                    });
 }
 
-// Leaves that were computed before, by what was in them. A fixed number of
-// slots, each holding the last comer: memory is bounded, nothing is stale.
+// Leaves that were computed before, by what was in them. A slot holds the last
+// comer, and the number of slots has a bound: so has the memory, and nothing
+// has ever to be thrown out.
 class LeafMemo {
  public:
   LeafMemo(int64_t units, int64_t max_bytes)
-      : units_(units), stride_(2 + (units + 1) / 2 * 2) {
-    while (2 * slots_ * stride_ * int64_t{sizeof(float)} <= max_bytes) {
-      slots_ *= 2;
-    }
+      : units_(units),
+        stride_(2 + (units + 1) / 2 * 2),
+        max_slots_(max_bytes / (stride_ * int64_t{sizeof(float)})) {
     Clear();
   }
-  void Clear() { data_ = LazyBuffer<float>(slots_ * stride_); }
+  void Clear() {
+    slots_ = kFirstSlots;
+    used_ = 0;
+    data_.assign(slots_ * stride_, 0);
+  }
 
   void Prefetch(int32_t leaf, int32_t id) const {
     const float* slot = data_.data() + Index(Key(leaf, id));
     __builtin_prefetch(slot);
     __builtin_prefetch(slot + stride_ - 1);
   }
+  // The sum for the leaf with these contents, or null.
   const float* Find(int32_t leaf, int32_t id) const {
     const uint64_t key = Key(leaf, id);
     const float* slot = data_.data() + Index(key);
-    return std::memcmp(slot, &key, sizeof(key)) == 0 ? slot + 2 : nullptr;
+    return KeyOf(slot) == key ? slot + 2 : nullptr;
   }
   void Insert(int32_t leaf, int32_t id, const float* sum) {
-    const uint64_t key = Key(leaf, id);
-    float* slot = data_.data() + Index(key);
-    std::memcpy(slot, &key, sizeof(key));
-    std::memcpy(slot + 2, sum, units_ * sizeof(float));
+    if (2 * used_ > slots_ && 4 * slots_ <= max_slots_) Grow();
+    Put(Key(leaf, id), sum);
   }
 
  private:
+  static constexpr int64_t kFirstSlots = 1024;
+
   static uint64_t Key(int32_t leaf, int32_t id) {  // never 0, which is empty
     return (uint64_t{static_cast<uint32_t>(leaf)} + 1) << 32 |
            static_cast<uint32_t>(id);
+  }
+  static uint64_t KeyOf(const float* slot) {
+    uint64_t key;
+    std::memcpy(&key, slot, sizeof(key));
+    return key;
   }
   int64_t Index(uint64_t key) const {
     key *= 0x9e3779b97f4a7c15u;
     return ((key ^ key >> 32) & (slots_ - 1)) * stride_;
   }
+  void Put(uint64_t key, const float* sum) {
+    float* slot = data_.data() + Index(key);
+    used_ += KeyOf(slot) == 0;
+    std::memcpy(slot, &key, sizeof(key));
+    std::memcpy(slot + 2, sum, units_ * sizeof(float));
+  }
+  void Grow() {
+    std::vector<float> old(4 * slots_ * stride_, 0);
+    old.swap(data_);
+    slots_ *= 4;
+    used_ = 0;
+    for (const float* slot = old.data(); slot < old.data() + old.size();
+         slot += stride_) {
+      if (KeyOf(slot) != 0) Put(KeyOf(slot), slot + 2);
+    }
+  }
 
-  int64_t units_, stride_, slots_ = 1;
-  LazyBuffer<float> data_;  // slots of a key, in two floats, and the sums
+  int64_t units_, stride_, max_slots_;
+  int64_t slots_ = 0, used_ = 0;
+  std::vector<float> data_;  // slots of a key, in two floats, and the sums
 };
 
 // The geometry of a dense layer over `leaves` times `depth` inputs, of which
@@ -142,18 +165,19 @@ class DenseSum {
               const InstructionSet& set, const ParallelFor& parallel,
               float* trees) const {
     Compute(changes, row_of, weights, set, parallel, trees);
-    Ancestors(changes, streams, trees);
+    Ancestors(changes, streams, set, trees);
   }
 
   // The sum of the rows themselves: the product with an identity for each leaf.
   // Requires units == depth.
   template <typename RowOf>
   void Sum(const std::vector<LeafChange>& changes, int64_t streams,
-           const RowOf& row_of, float* trees) const {
+           const RowOf& row_of, const InstructionSet& set,
+           float* trees) const {
     for (const LeafChange& change : changes) {
       std::memcpy(Node(change, trees), row_of(change), units_ * sizeof(float));
     }
-    Ancestors(changes, streams, trees);
+    Ancestors(changes, streams, set, trees);
   }
 
   // Update where id_of(change) says what is in a leaf: one that was computed
@@ -181,7 +205,7 @@ class DenseSum {
     for (const LeafChange& change : unknown) {
       memo->Insert(change.leaf, id_of(change), Node(change, trees));
     }
-    Ancestors(changes, streams, trees);
+    Ancestors(changes, streams, set, trees);
   }
 
  private:
@@ -212,6 +236,18 @@ class DenseSum {
     // matrix kernel.
     constexpr int64_t kWorthPacking = 4;
     thread_local std::vector<float> gathered, panels;
+    thread_local std::vector<const float*> rows, matrices;
+    thread_local std::vector<float*> nodes;
+    rows.clear();
+    matrices.clear();
+    nodes.clear();
+    const auto multiply_pairs = [&](int64_t depth) {
+      set.pairs(rows.data(), matrices.data(), rows.size(), depth, units_,
+                weights + inputs_ * units_, nodes.data());
+      rows.clear();
+      matrices.clear();
+      nodes.clear();
+    };
     for (const LeafChange* run = begin; run < end;) {
       const int64_t first = run->leaf * depth_;
       const int64_t depth = std::min(depth_, inputs_ - first);
@@ -219,10 +255,13 @@ class DenseSum {
       const LeafChange* next = run + 1;
       while (next < end && next->leaf == run->leaf) ++next;
       if (next - run < kWorthPacking) {
+        if (depth < depth_) multiply_pairs(depth_);  // of the leaves before
         for (; run < next; ++run) {
-          set.row(row_of(*run), depth, b, units_, weights + inputs_ * units_,
-                  Node(*run, trees));
+          rows.push_back(row_of(*run));
+          matrices.push_back(b);
+          nodes.push_back(Node(*run, trees));
         }
+        if (depth < depth_) multiply_pairs(depth);
         continue;
       }
       gathered.resize((next - run) * depth);
@@ -236,16 +275,17 @@ class DenseSum {
                    units_, [&](int64_t i) { return Node(run[i], trees); });
       run = next;
     }
+    multiply_pairs(depth_);
   }
 
   void Ancestors(const std::vector<LeafChange>& changes, int64_t streams,
-                 float* trees) const {
+                 const InstructionSet& set, float* trees) const {
     thread_local std::vector<std::vector<int32_t>> leaves;
     leaves.resize(std::max<size_t>(leaves.size(), streams));
     for (int64_t n = 0; n < streams; ++n) leaves[n].clear();
     for (const LeafChange& c : changes) leaves[c.stream].push_back(c.leaf);
     for (int64_t n = 0; n < streams; ++n) {
-      tree_.Update(units_, &leaves[n], trees + n * nodes() * units_);
+      tree_.Update(units_, set, &leaves[n], trees + n * nodes() * units_);
     }
   }
 

@@ -29,6 +29,20 @@ inline uint64_t HashWords(const int32_t* words, int64_t count) {
   return h;
 }
 
+// Two keys of `count` words, quicker than memcmp for the few that they are.
+inline bool EqualWords(const int32_t* a, const int32_t* b, int64_t count) {
+  int64_t i = 0;
+  uint64_t difference = 0;
+  for (; i + 2 <= count; i += 2) {
+    uint64_t x, y;
+    std::memcpy(&x, a + i, sizeof(x));
+    std::memcpy(&y, b + i, sizeof(y));
+    difference |= x ^ y;
+  }
+  if (i < count) difference |= static_cast<uint32_t>(a[i] ^ b[i]);
+  return difference == 0;
+}
+
 // A set of keys, each of `words` 32-bit words, numbered in the order in which
 // they came. Keys are compared in full: what the hash is decides how long a
 // search takes, never what it finds.
@@ -98,8 +112,8 @@ class InternTable {
         slot = {tag, static_cast<int32_t>(++size_)};
         return slot.id_plus_1 - 1;
       }
-      if (slot.tag == tag && std::memcmp(key(slot.id_plus_1 - 1), key_words,
-                                         words_ * sizeof(int32_t)) == 0) {
+      if (slot.tag == tag &&
+          EqualWords(key(slot.id_plus_1 - 1), key_words, words_)) {
         return slot.id_plus_1 - 1;
       }
     }

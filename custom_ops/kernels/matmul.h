@@ -27,8 +27,10 @@ struct InstructionSet {
   Strip strips[kMaxRows][kMaxVectors];
   void (*depthwise)(const float* patch, int64_t taps, int64_t filters,
                     const float* kernel, const float* bias, float* out);
-  void (*row)(const float* a, int64_t depth, const float* b, int64_t columns,
-              const float* end, float* out);
+  void (*pairs)(const float* const* a, const float* const* b, int64_t count,
+                int64_t depth, int64_t columns, const float* end,
+                float* const* out);
+  void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
 
   // `columns` rounded up to whole vectors: the width of panels side by side.
   int64_t Padded(int64_t columns) const {

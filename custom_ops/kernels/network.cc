@@ -305,7 +305,7 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
     return from + int64_t{id_of(change)} * channels;
   };
   if (spec_.average) {
-    sum_.Sum(changes_, streams, row_of, trees_.data());
+    sum_.Sum(changes_, streams, row_of, set_, trees_.data());
   } else if (memo_ != nullptr) {
     sum_.Update(changes_, streams, row_of, id_of, dense_kernels_[0], set_,
                 parallel, memo_.get(), trees_.data());
@@ -336,8 +336,10 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
       const int64_t width = spec_.dense[layer].units;
       const float* kernel = dense_kernels_[layer];
       next.resize(width);
-      set_.row(values.data(), values.size(), kernel, width,
-               kernel + values.size() * width, next.data());
+      const float* from_values = values.data();
+      float* to = next.data();
+      set_.pairs(&from_values, &kernel, 1, values.size(), width,
+                 kernel + values.size() * width, &to);
       values.swap(next);
       finish();
     }

@@ -137,20 +137,19 @@ bool Structure::StepWindow(int64_t index) {
   const Map& from = maps_[index - 1];
   const Window& window = windows_[index - 1];
   map.positions.clear();
-  for (int64_t n = 0; n < streams(); ++n) {
-    if (fresh_[n]) {
-      const int64_t size = map.positions.size();
-      map.positions.resize(size + map.pixels());
-      std::iota(map.positions.begin() + size, map.positions.end(),
-                static_cast<int32_t>(n * map.pixels()));
-    } else {
-      ChangedPositions(window, n, from.changed, &map.positions);
-    }
-  }
   map.changed.Resize(streams() * map.height, map.width);
-  for (const int32_t at : map.positions) {
-    map.changed.Set(at / static_cast<int32_t>(map.width),
-                    at % static_cast<int32_t>(map.width));
+  for (int64_t n = 0; n < streams(); ++n) {
+    if (!fresh_[n]) {
+      ChangedPositions(window, n, from.changed, &map.positions, &map.changed);
+      continue;
+    }
+    const int64_t size = map.positions.size();
+    map.positions.resize(size + map.pixels());
+    std::iota(map.positions.begin() + size, map.positions.end(),
+              static_cast<int32_t>(n * map.pixels()));
+    for (int64_t y = 0; y < map.height; ++y) {
+      map.changed.SetLine(n * map.height + y, map.width);
+    }
   }
   const int64_t count = map.positions.size();
   map.patches.resize(count * window.taps());

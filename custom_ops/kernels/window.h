@@ -62,8 +62,18 @@ inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
     const int64_t first = (image * w.height + top) * w.width + left;
     if (top >= 0 && left >= 0 && top + extent_y < w.height &&
         left + extent_x < w.width) {
-      for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
-        const int64_t line = first + ky * w.dilation_height * w.width;
+      const int64_t step = w.dilation_height * w.width;
+      if (w.kernel_width == 3 && w.dilation_width == 1) {  // the usual one
+        for (int64_t ky = 0, line = first; ky < w.kernel_height;
+             ++ky, line += step, patches += 3) {
+          patches[0] = id_of(line);
+          patches[1] = id_of(line + 1);
+          patches[2] = id_of(line + 2);
+        }
+        continue;
+      }
+      for (int64_t ky = 0, line = first; ky < w.kernel_height;
+           ++ky, line += step) {
         for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
           *patches++ = id_of(line + kx * w.dilation_width);
         }

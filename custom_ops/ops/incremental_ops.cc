@@ -196,10 +196,14 @@ class IncrementalState : public tensorflow::ResourceBase {
     const float* from = table.flat<float>().data();
     if (spare.IsInitialized() && spare.RefCountIsOne()) {
       float* to = spare.flat<float>().data();
-      for (const int32_t id : behind) {
-        std::memcpy(to + id * channels, from + id * channels,
-                    channels * sizeof(float));
-      }
+      OpThreads(context)(
+          behind.size(), channels, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+              std::memcpy(to + behind[i] * channels,
+                          from + behind[i] * channels,
+                          channels * sizeof(float));
+            }
+          });
     } else {
       TF_RETURN_IF_ERROR(
           context->allocate_temp(DT_FLOAT, table.shape(), &spare));
