@@ -272,6 +272,11 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
         return self._finish(outputs)
 
 
+# Keras files a layer's weights under the name of its class. Under this one, the
+# weights files of a plain model and of its incremental twin are the same.
+IncrementalConv2D.__name__ = "Conv2D"
+IncrementalDense.__name__ = "Dense"
+
 _TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
     keras.layers.Dense: IncrementalDense,
