@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -19,6 +20,7 @@
 
 #include "custom_ops/kernels/changed.h"
 #include "custom_ops/kernels/dense_sum.h"
+#include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 #include "custom_ops/kernels/reference.h"
@@ -229,12 +231,23 @@ void TestChanges(uint32_t seed) {
       CHECK(SameBits(got, want));
       CHECK(SameBits(parallel_got, want));
       std::vector<int32_t> positions = {-5};  // is appended to
+      PixelMask out;
+      out.Resize(images * w.out_height, w.out_width);
       for (int64_t n = 0; n < images; ++n) {
-        ChangedPositions(w, n, mask, &positions);
+        ChangedPositions(w, n, mask, &positions, n % 2 == 0 ? &out : nullptr);
       }
       CHECK(positions.front() == -5);
       positions.erase(positions.begin());
       CHECK(SameBits(positions, reference::ChangedPositions(w, images, want)));
+      std::vector<int32_t> marked, asked;
+      for (int64_t line = 0; line < images * w.out_height; ++line) {
+        out.ForEach(
+            line, [&](int64_t x) { marked.push_back(line * w.out_width + x); });
+      }
+      for (const int32_t position : positions) {
+        if (position / w.positions() % 2 == 0) asked.push_back(position);
+      }
+      CHECK(SameBits(marked, asked));
     }
   }
 }
@@ -392,11 +405,38 @@ void TestMultiply(const InstructionSet& set) {
       set.Multiply(a.data() + r * depth, 1, depth, panels.data(), bias_or_null,
                    columns, [&](int64_t) { return alone.data(); });
       CHECK(SameBits(alone.data(), out.data() + r * out_stride, columns));
-      if (bias_or_null == nullptr && stride == columns) {
-        set.row(a.data() + r * depth, depth, b.data(), columns,
-                b.data() + b.size(), alone.data());
-        CHECK(SameBits(alone.data(), out.data() + r * out_stride, columns));
-      }
+    }
+  }
+}
+
+// Rows times matrices that lie within a larger one, the last of which ends
+// with it: the same bits as those of Multiply.
+void TestPairs(const InstructionSet& set) {
+  Random random(8);
+  for (int i = 0; i < 150; ++i) {
+    const int64_t matrices = random.Int(1, 6), depth = random.Int(1, 20);
+    const int64_t columns = random.Int(1, 4 * set.lanes + 1);
+    const std::vector<float> b = random.Floats(matrices * depth * columns);
+    const int64_t count = random.Int(0, 14);
+    const std::vector<float> a = random.Floats(count * depth);
+    std::vector<float> out(count * (columns + 1), 77.f), want(columns);
+    std::vector<const float*> rows, starts;
+    std::vector<float*> to;
+    for (int64_t p = 0; p < count; ++p) {
+      rows.push_back(a.data() + p * depth);
+      starts.push_back(b.data() +
+                       random.Int(0, matrices - 1) * depth * columns);
+      to.push_back(out.data() + p * (columns + 1));
+    }
+    set.pairs(rows.data(), starts.data(), count, depth, columns,
+              b.data() + b.size(), to.data());
+    std::vector<float> panels(set.Padded(columns) * depth);
+    for (int64_t p = 0; p < count; ++p) {
+      set.Pack(starts[p], columns, depth, columns, panels.data());
+      set.Multiply(rows[p], 1, depth, panels.data(), nullptr, columns,
+                   [&](int64_t) { return want.data(); });
+      CHECK(SameBits(to[p], want.data(), columns));
+      CHECK(to[p][columns] == 77.f);
     }
   }
 }
@@ -507,7 +547,7 @@ void TestSpecialValues(const InstructionSet& set) {
   }
 }
 
-void TestSumTree() {
+void TestSumTree(const InstructionSet& set) {
   Random random(5);
   for (int i = 0; i < 60; ++i) {
     const int64_t leaves = i < 20 ? i : random.Int(20, 700);
@@ -524,12 +564,12 @@ void TestSumTree() {
           kept[leaf * width + u] = random.Float();
         }
       }
-      tree.Update(width, &changed, kept.data());
+      tree.Update(width, set, &changed, kept.data());
       std::vector<float> fresh(tree.nodes() * width, NAN);
       std::copy_n(kept.begin(), count * width, fresh.begin());
       std::vector<int32_t> all(count);
       std::iota(all.begin(), all.end(), 0);
-      tree.Update(width, &all, fresh.data());
+      tree.Update(width, set, &all, fresh.data());
       CHECK(SameBits(kept, fresh));
       for (int64_t u = 0; u < width; ++u) {
         reference::Sum want;
@@ -666,6 +706,79 @@ void TestDenseSum(const InstructionSet& set) {
   }
 }
 
+// The sum of inputs that are as wide as the output.
+void TestSumOfRows(const InstructionSet& set) {
+  Random random(9);
+  for (int i = 0; i < 30; ++i) {
+    const int64_t streams = random.Int(1, 4), units = random.Int(1, 40);
+    const int64_t leaves = random.Int(1, 100), inputs = leaves * units;
+    const DenseSum sum(inputs, units, units);
+    const int64_t size = sum.nodes() * units;
+    std::vector<float> now = random.Floats(streams * inputs);
+    std::vector<float> seen(now.size()), trees(streams * size, 77.f);
+    for (int frame = 0; frame < 3; ++frame) {
+      std::vector<LeafChange> changes;
+      ChangedLeaves(now.data(), streams, inputs, units, frame == 0, Serial,
+                    seen.data(), &changes);
+      const auto row_of = [&](const LeafChange& change) {
+        return seen.data() + change.stream * inputs + change.leaf * units;
+      };
+      sum.Sum(changes, streams, row_of, set, trees.data());
+      for (int64_t n = 0; n < streams; ++n) {
+        for (int64_t u = 0; u < units; ++u) {
+          reference::Sum want;
+          for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+            want.Add(now[n * inputs + leaf * units + u]);
+          }
+          CHECK(Near(trees[(n + 1) * size - units + u], want, 40));
+        }
+      }
+      for (float& value : now) {
+        if (random.Chance(1)) value = random.Float();
+      }
+    }
+  }
+}
+
+void TestInterning() {
+  Random random(12);
+  for (int i = 0; i < 40; ++i) {
+    const int64_t words = random.Int(1, 7);
+    const int64_t max_rows = random.Pick<int64_t>({1, 50, 5000});
+    // With weak hashes, down to one for all keys.
+    const uint64_t hash_mask = random.Pick<uint64_t>({0, 7, ~uint64_t{}});
+    InternTable table(words, max_rows, hash_mask);
+    for (int round = 0; round < 2; ++round) {
+      std::map<std::vector<int32_t>, int32_t> want;
+      const int64_t kinds = random.Pick<int64_t>({2, 30, 3000});
+      bool full = false;
+      for (int step = 0; step < 6 && !full; ++step) {
+        const int64_t count = random.Int(0, hash_mask == 0 ? 200 : 900);
+        std::vector<int32_t> keys(count * words, -1), ids(count, -7);
+        for (int64_t k = 0; k < count; ++k) {
+          // Keys that differ in a single word, the first or the last.
+          const int64_t at = random.Chance(50) ? 0 : words - 1;
+          keys[k * words + at] = random.Int(0, kinds);
+          const std::vector<int32_t> key(keys.begin() + k * words,
+                                         keys.begin() + (k + 1) * words);
+          want.emplace(key, static_cast<int32_t>(want.size()));
+        }
+        full = static_cast<int64_t>(want.size()) > max_rows;
+        CHECK(table.Intern(keys.data(), count, ids.data()) == !full);
+        for (int64_t k = 0; k < count && !full; ++k) {
+          const std::vector<int32_t> key(keys.begin() + k * words,
+                                         keys.begin() + (k + 1) * words);
+          CHECK(ids[k] == want[key]);
+          CHECK(SameBits(table.key(ids[k]), key.data(), words));
+        }
+        if (!full) CHECK(table.size() == static_cast<int64_t>(want.size()));
+      }
+      table.Clear();
+      CHECK(table.size() == 0);
+    }
+  }
+}
+
 int Main() {
   TestPadding();
   TestPatchIds();
@@ -676,12 +789,15 @@ int Main() {
   TestRows<uint8_t>(22);
   TestActivations();
   TestRowOps();
-  TestSumTree();
+  TestInterning();
   std::string names;
   for (const InstructionSet* set : InstructionSets()) {
     names += std::string(" ") + set->name;
     TestMultiply(*set);
+    TestPairs(*set);
     TestConvolution(*set);
+    TestSumTree(*set);
+    TestSumOfRows(*set);
     TestSpecialValues(*set);
     TestDenseSum(*set);
   }
