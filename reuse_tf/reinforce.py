@@ -1,0 +1,341 @@
+"""REINFORCE: returns, losses, and the gradient of a policy's episodes.
+
+The method is that of Williams (1992), "Simple statistical gradient-following
+algorithms for connectionist reinforcement learning", with the normalised
+returns of [Khachatourian (2019)](https://arxiv.org/abs/1909.05632). The
+functions are pure; an `Episode` holds what they need, of which only the uint8
+frames take memory.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+def discounted_returns(rewards, discount):
+    """Computes the discounted return of each step of an episode.
+
+        G[t] = rewards[t] + discount * G[t + 1],  G[T] = 0
+
+    Args:
+        rewards: Numbers `[T]`, in the order of time.
+        discount: A number in [0, 1].
+
+    Returns:
+        float64 array `[T]`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> discounted_returns([0, 0, 1], 0.5)
+    array([0.25, 0.5 , 1.  ])
+    """
+    rewards = np.asarray(rewards, np.float64)
+    if rewards.ndim != 1:
+        raise ValueError(
+            "Expected `rewards` of shape [T]. Received: shape "
+            f"{list(rewards.shape)}"
+        )
+    if not 0 <= discount <= 1:
+        raise ValueError(
+            f"Expected `discount` in [0, 1]. Received: discount={discount}"
+        )
+    backwards = itertools.accumulate(
+        reversed(rewards.tolist()),
+        lambda later, reward: reward + discount * later,
+    )
+    return np.array(list(backwards)[::-1], np.float64)
+
+
+def normalize_returns(returns, epsilon=1e-8):
+    """Shifts and scales returns to a mean of 0 and a standard deviation of 1.
+
+        (returns - mean(returns)) / (std(returns) + epsilon)
+
+    Taken over all the steps of an update. The mean is a baseline: steps whose
+    return is below it are made less likely. Equal returns all become 0.
+
+    Args:
+        returns: Numbers `[T]`.
+        epsilon: A small positive number.
+
+    Returns:
+        float64 array `[T]`.
+
+    Raises:
+        ValueError: If `returns` is not of rank 1.
+    """
+    returns = np.asarray(returns, np.float64)
+    if returns.ndim != 1:
+        raise ValueError(
+            "Expected `returns` of shape [T]. Received: shape "
+            f"{list(returns.shape)}"
+        )
+    if returns.size == 0:
+        return returns
+    return (returns - returns.mean()) / (returns.std() + epsilon)
+
+
+def policy_gradient_loss(logits, actions, returns):
+    """Computes the loss whose gradient is that of REINFORCE.
+
+        - sum over t of returns[t] * log(softmax(logits[t])[actions[t]])
+
+    A sum, so that the losses of the parts of an episode add up to its own.
+
+    Args:
+        logits: Float tensor `[T, num_actions]`.
+        actions: Integers `[T]`, the actions that were taken.
+        returns: Numbers `[T]`. No gradient flows into them.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`.
+
+    Raises:
+        ValueError: If an argument is not of the above rank, shape or dtype.
+        tf.errors.InvalidArgumentError: If an action is not in
+            `[0, num_actions)`.
+    """
+    logits = _logits(logits)
+    actions = tf.convert_to_tensor(actions)
+    if not actions.dtype.is_integer:
+        raise ValueError(
+            f"Expected `actions` to be integers. Received: {actions.dtype.name}"
+        )
+    returns = tf.stop_gradient(tf.cast(returns, logits.dtype))
+    for name, tensor in (("actions", actions), ("returns", returns)):
+        if not tensor.shape.is_compatible_with(logits.shape[:1]):
+            raise ValueError(
+                f"Expected `{name}` of shape [T], one for each of the logits "
+                f"of shape {logits.shape}. Received: shape {tensor.shape}"
+            )
+    # The cross entropy with a single label is minus its log-probability.
+    return tf.reduce_sum(
+        returns
+        * tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
+    )
+
+
+def entropy_bonus(logits):
+    """Computes the entropy of a policy, summed over steps.
+
+        - sum over t and a of p[t, a] * log(p[t, a]),  p = softmax(logits)
+
+    Subtracted from the loss, it keeps a policy from settling on one action
+    early (Williams & Peng, 1991).
+
+    Args:
+        logits: Float tensor `[T, num_actions]`.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`, in nats.
+
+    Raises:
+        ValueError: If `logits` is not as above.
+    """
+    logits = _logits(logits)
+    return -tf.reduce_sum(tf.nn.softmax(logits) * tf.nn.log_softmax(logits))
+
+
+class Episode:
+    """The steps of one episode, in the order of time.
+
+    Attributes:
+        frames: uint8 arrays `[height, width, channels]`: what was seen.
+        actions: Integers: what was done then.
+        rewards: Floats: what came of it.
+    """
+
+    def __init__(self):
+        self.frames = []
+        self.actions = []
+        self.rewards = []
+
+    def __len__(self):
+        return len(self.frames)
+
+    def append(self, frame, action, reward):
+        """Adds a step.
+
+        Args:
+            frame: uint8 array `[height, width, channels]`. Copied if it can
+                be written to.
+            action: An integer.
+            reward: A number.
+        """
+        self.frames.append(frame.copy() if frame.flags.writeable else frame)
+        self.actions.append(int(action))
+        self.rewards.append(float(reward))
+
+
+class Gradient(NamedTuple):
+    """A policy gradient, and what it is the gradient of.
+
+    Attributes:
+        gradients: A list of tensors, one per variable.
+        loss: The loss per step, that of the entropy included.
+        entropy: Of the policy, per step, in nats.
+    """
+
+    gradients: list
+    loss: float
+    entropy: float
+
+
+def policy_gradient(
+    logits_fn, variables, episodes, *, discount, entropy=0.0, max_frames=None
+):
+    """Computes the gradient of the loss per step of episodes.
+
+        (policy_gradient_loss - entropy * entropy_bonus) / steps
+
+    The returns are discounted in each episode, and normalised over all.
+
+    Args:
+        logits_fn: A function from a list of uint8 arrays `[T, height, width,
+            channels]`, each of which holds successive frames of one episode,
+            to the logits `[sum of T, num_actions]` of all their frames, in
+            this order. Differentiable under `tf.GradientTape`.
+        variables: The variables to differentiate with respect to.
+        episodes: A list of `Episode`, of at least one step in all.
+        discount: See `discounted_returns`.
+        entropy: Weight of the entropy bonus.
+        max_frames: The most frames to pass to a call of `logits_fn`, which
+            bounds the memory it takes. Frames of several episodes may then be
+            in one array. By default all are passed at once, one array per
+            episode.
+
+    Returns:
+        A `Gradient`.
+
+    Raises:
+        ValueError: If there are no steps.
+        FloatingPointError: If the loss is not finite.
+    """
+    actions = np.concatenate([episode.actions for episode in episodes])
+    steps = len(actions)
+    if steps == 0:
+        raise ValueError("Expected `episodes` of at least one step in all.")
+    returns = normalize_returns(
+        np.concatenate(
+            [discounted_returns(e.rewards, discount) for e in episodes]
+        )
+    )
+    gradients, loss, nats, done = None, 0.0, 0.0, 0
+    for arrays in _stacked(episodes, max_frames):
+        part = slice(done, done + sum(map(len, arrays)))
+        done = part.stop
+        with tf.GradientTape() as tape:
+            logits = logits_fn(arrays)
+            part_nats = entropy_bonus(logits) / steps
+            part_loss = (
+                policy_gradient_loss(
+                    logits, actions[part].astype(np.int32), returns[part]
+                )
+                / steps
+            )
+            if entropy:
+                part_loss -= entropy * part_nats
+        part_gradients = tape.gradient(
+            part_loss, variables, unconnected_gradients="zero"
+        )
+        gradients = (
+            part_gradients
+            if gradients is None
+            else [a + b for a, b in zip(gradients, part_gradients, strict=True)]
+        )
+        loss += float(part_loss)
+        nats += float(part_nats)
+    if not np.isfinite(loss):
+        raise FloatingPointError(f"the loss is not finite: {loss}")
+    return Gradient(gradients, loss, nats)
+
+
+class Optimizer:
+    """A Keras optimizer and the variables it updates, compiled together.
+
+    A step is one pass over the memory of each variable, where op by op it
+    takes twenty times as long.
+
+    Args:
+        optimizer: A Keras optimizer.
+        variables: A list of Keras variables.
+        clip_norm: Gradients of a larger global norm are scaled down to it.
+            By default none are.
+    """
+
+    def __init__(self, optimizer, variables, clip_norm=None):
+        self.variables = variables
+        self._clip_norm = clip_norm
+        optimizer.build(variables)
+
+        @tf.function(jit_compile=True)
+        def apply(gradients, scale):
+            optimizer.apply([g * scale for g in gradients], variables)
+            return [tf.reduce_all(tf.math.is_finite(v)) for v in variables]
+
+        # Compiled here and not at the first update, without a trace of it.
+        state = [*variables, *optimizer.variables]
+        before = [variable.numpy() for variable in state]
+        apply([tf.zeros_like(variable) for variable in variables], 1.0)
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(value)
+        self._apply = apply
+
+    def apply(self, gradients):
+        """Updates the variables.
+
+        Args:
+            gradients: A list of tensors, one per variable.
+
+        Returns:
+            The global norm of the gradients, before they were clipped.
+
+        Raises:
+            FloatingPointError: If the gradients are not finite, in which case
+                the variables are left as they were, or if a variable is not
+                finite any more.
+        """
+        norm = float(tf.linalg.global_norm(gradients))
+        if not np.isfinite(norm):
+            raise FloatingPointError(
+                f"the norm of the gradient is not finite: {norm}"
+            )
+        scale = 1.0
+        if self._clip_norm is not None and norm > self._clip_norm:
+            scale = self._clip_norm / norm
+        finite = self._apply(gradients, tf.constant(scale, tf.float32))
+        for variable, is_finite in zip(self.variables, finite, strict=True):
+            if not is_finite:
+                raise FloatingPointError(
+                    f"the weights {variable.path!r} are not finite any more"
+                )
+        return norm
+
+
+def _logits(logits):
+    logits = tf.convert_to_tensor(logits)
+    if not logits.dtype.is_floating:
+        raise ValueError(
+            f"Expected `logits` to be floats. Received: {logits.dtype.name}"
+        )
+    if logits.shape.rank not in (2, None):
+        raise ValueError(
+            "Expected `logits` of shape [T, num_actions]. Received: shape "
+            f"{logits.shape}"
+        )
+    return logits
+
+
+def _stacked(episodes, max_frames):
+    """Yields lists of frame arrays that together are the episodes."""
+    if max_frames is None:
+        yield [np.stack(episode.frames) for episode in episodes if len(episode)]
+        return
+    frames = [frame for episode in episodes for frame in episode.frames]
+    for begin in range(0, len(frames), max_frames):
+        yield [np.stack(frames[begin : begin + max_frames])]
