@@ -4,10 +4,12 @@ import bisect
 import itertools
 import math
 import numbers
+import os
 
 import keras
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, convert
+from reuse_tf.run_directory import newest_policy
 
 
 def build_policy(
@@ -112,7 +114,8 @@ def load_policy(path, input_shape, num_actions, incremental=True):
     """Loads a saved policy.
 
     Args:
-        path: A `.keras` file, of plain or incremental layers.
+        path: A `.keras` file, of plain or incremental layers, or a run
+            directory (see `RunDirectory`), whose newest policy it is then.
         input_shape: Shape of the frames it is to take, `(height, width,
             channels)`.
         num_actions: Number of actions it is to choose among.
@@ -125,6 +128,8 @@ def load_policy(path, input_shape, num_actions, incremental=True):
     Raises:
         ValueError: If the file holds no such policy.
     """
+    if os.path.isdir(path):
+        path = newest_policy(path)
     try:
         model = keras.models.load_model(path)
     # Keras raises errors of many kinds for a file it cannot read.
