@@ -1,0 +1,586 @@
+"""Training a policy by REINFORCE, in runs that can be killed and resumed."""
+
+import base64
+import dataclasses
+import functools
+import importlib.util
+import sys
+import time
+from typing import NamedTuple
+
+import ale_py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reuse_tf import atari, reinforce
+from reuse_tf.play import Summary
+from reuse_tf.policy import build_policy, load_policy, sample
+from reuse_tf.run_directory import POLICY, RunDirectory
+from reuse_tf.runner import Runner
+
+OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "rmsprop": keras.optimizers.RMSprop,
+    "sgd": keras.optimizers.SGD,
+}
+_OPTIMIZER = "optimizer.npz"
+_CURVE = "learning_curve.png"
+# The memory that a dense model and its tape may take, roughly.
+_DENSE_BYTES = 200e6
+# Seconds between two updates of the progress bar, and of the learning curve.
+_BAR_INTERVAL = 0.2
+_CURVE_INTERVAL = 300
+# The progress bar shows the mean return of this many episodes.
+_RECENT = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a training run.
+
+    Training ends when `steps` or `episodes` are reached, whichever is first.
+    Episodes that run when `steps` are reached are cut there, and take part in
+    the last update as if they had ended. Nothing else depends on these two,
+    which may be raised to continue a finished run.
+
+    Attributes:
+        game: See `atari.make`.
+        downsample: See `atari.make`.
+        filters: See `build_policy`.
+        reuse: `"content"`, `"temporal"` (see `Runner`), or `"none"`: plain
+            Keras.
+        steps: Steps of the environments to train for, or None.
+        episodes: Episodes to train for, or None.
+        learning_rate: Of the optimizer.
+        optimizer: A key of `OPTIMIZERS`.
+        discount: See `reinforce.discounted_returns`.
+        batch_episodes: Episodes per update. None stands for `num_envs`.
+        entropy: Weight of the entropy bonus.
+        clip_norm: Bound of the gradient's global norm, or None.
+        num_envs: Environments that are played at once, of which there can be
+            no more than episodes per update: an episode is played to its end
+            with the weights it began with.
+        seed: Decides the initial weights, the environments and the actions.
+        checkpoint_seconds: Least seconds between two checkpoints.
+    """
+
+    game: str = "Pong"
+    downsample: int = 2
+    filters: tuple[int, ...] = (40, 80)
+    reuse: str = "content"
+    steps: int | None = 3000
+    episodes: int | None = None
+    learning_rate: float = 1e-4
+    optimizer: str = "adam"
+    discount: float = 0.99
+    batch_episodes: int | None = None
+    entropy: float = 0.0
+    clip_norm: float | None = None
+    num_envs: int = 1
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "filters", tuple(self.filters))
+        if self.batch_episodes is None:
+            object.__setattr__(self, "batch_episodes", self.num_envs)
+        for name, expected, is_right in (
+            ("reuse", "content, temporal or none", _REUSE.__contains__),
+            ("optimizer", ", ".join(OPTIMIZERS), OPTIMIZERS.__contains__),
+            ("steps", "positive", lambda v: v is None or v > 0),
+            ("episodes", "positive", lambda v: v is None or v > 0),
+            ("learning_rate", "positive", lambda v: 0 < v < np.inf),
+            ("discount", "in [0, 1]", lambda v: 0 <= v <= 1),
+            ("batch_episodes", "positive", lambda v: v > 0),
+            ("entropy", "not negative", lambda v: 0 <= v < np.inf),
+            ("clip_norm", "positive", lambda v: v is None or 0 < v < np.inf),
+            ("num_envs", "positive", lambda v: v > 0),
+            ("checkpoint_seconds", "not negative", lambda v: v >= 0),
+        ):
+            value = getattr(self, name)
+            if not is_right(value):
+                raise ValueError(
+                    f"Expected `{name}` to be {expected}. "
+                    f"Received: {name}={value}"
+                )
+        if self.steps is None and self.episodes is None:
+            raise ValueError("Expected `steps` or `episodes`, to end at.")
+        if self.num_envs > self.batch_episodes:
+            raise ValueError(
+                "Expected `num_envs` to be at most `batch_episodes`. Received: "
+                f"num_envs={self.num_envs}, "
+                f"batch_episodes={self.batch_episodes}"
+            )
+
+
+# What may differ when a run is resumed, as the weights at any step do not
+# depend on it.
+_MAY_CHANGE = ("steps", "episodes", "checkpoint_seconds")
+_REUSE = ("content", "temporal", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSummary(Summary):
+    """What was trained, and the time it took, from the beginning of the run.
+
+    Attributes:
+        update_seconds: Time spent in updates. The total runs from the
+            beginning of the first step to the end of the last update, without
+            what was lost to a kill.
+    """
+
+    update_seconds: float = 0.0
+
+    def as_dict(self):
+        values = super().as_dict()
+        values["seconds"]["update"] = self.update_seconds
+        return values
+
+
+class _Row(NamedTuple):
+    """A row of `episodes.csv`."""
+
+    episode: int
+    update: int
+    length: int  # in steps
+    return_: float
+    end: str  # "terminated", "truncated" or "cut": see `Settings`
+    steps: int  # of the run, when the episode's update began
+    seconds: float  # of the run, likewise
+
+
+@dataclasses.dataclass
+class _Progress:
+    """How far a run is: what a checkpoint holds besides arrays."""
+
+    updates: int = 0
+    episodes: int = 0
+    steps: int = 0
+    environment_seconds: float = 0.0
+    policy_seconds: float = 0.0
+    update_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+def train(settings, run_dir, make_env=None):
+    """Trains a policy by REINFORCE.
+
+    Every episode of an update is played to its end with the weights of the
+    update before. When the function is called again with the same run
+    directory it goes on from the newest checkpoint there; the weights at the
+    end are, bit for bit, those of a run that was never stopped.
+
+    Args:
+        settings: `Settings`.
+        run_dir: A directory, made if it does not exist. See `RunDirectory`.
+        make_env: A function that makes a `gymnasium.Env` of uint8 frames
+            `[height, width, channels]` and discrete actions, instead of
+            `atari.make`. All that an episode depends on must be the `seed`
+            that its first `reset` is given, `env.unwrapped.np_random`, and
+            what `env.unwrapped.clone_state(include_rng=True)` returns if it
+            is an Atari game.
+
+    Returns:
+        A pair of the policy, a plain Keras model, and a `TrainingSummary`.
+
+    Raises:
+        ValueError: If the directory is not that of a run, or of one with
+            other settings; if there is no such game; or if the environment is
+            not as above.
+        FloatingPointError: If the loss, a gradient, a weight or a logit is
+            not finite. The last checkpoint is from before.
+    """
+    make_env = make_env or functools.partial(
+        atari.make, settings.game, downsample=settings.downsample
+    )
+    envs = [make_env() for _ in range(settings.num_envs)]
+    frame_shape, num_actions = _spaces(envs[0])
+    with RunDirectory(
+        run_dir,
+        dataclasses.asdict(settings),
+        may_change=_MAY_CHANGE,
+        columns=[name.rstrip("_") for name in _Row._fields],
+    ) as directory:
+        seeds = np.random.SeedSequence(settings.seed).generate_state(
+            settings.num_envs + 1
+        )
+        for env, seed in zip(envs, seeds[1:].tolist(), strict=True):
+            env.reset(seed=seed)
+        rng = np.random.default_rng(seeds[0])
+        keras.utils.set_random_seed(settings.seed)
+        model = build_policy(
+            frame_shape, num_actions, settings.filters, incremental=False
+        )
+        optimizer = OPTIMIZERS[settings.optimizer](settings.learning_rate)
+        compiled = reinforce.Optimizer(
+            optimizer, model.trainable_variables, settings.clip_norm
+        )
+        progress = _Progress()
+
+        def write(path):
+            model.save(path / POLICY)
+            store = {}
+            optimizer.save_own_variables(store)
+            with open(path / _OPTIMIZER, "wb") as file:
+                np.savez(file, **store)
+
+        def save():
+            state = {
+                "progress": dataclasses.asdict(progress),
+                "actions": rng.bit_generator.state,
+                "environments": [_environment_state(env) for env in envs],
+            }
+            directory.save(progress.updates, state, write)
+
+        def read(path, state):
+            saved = load_policy(
+                path / POLICY, frame_shape, num_actions, incremental=False
+            )
+            model.set_weights(saved.get_weights())
+            with np.load(path / _OPTIMIZER) as store:
+                optimizer.load_own_variables(dict(store))
+            vars(progress).update(state["progress"])
+            rng.bit_generator.state = state["actions"]
+            for env, saved in zip(envs, state["environments"], strict=True):
+                _restore_environment(env, saved)
+
+        rows = [_parse(row) for row in directory.restore(read)]
+        if progress.updates == 0:
+            save()
+        act, logits_fn, max_frames, recomputed = _evaluators(
+            model, settings.reuse
+        )
+        act(np.zeros((1, *frame_shape), np.uint8))  # The first call is slow.
+        bar = _Bar(settings, rows)
+        log = _tensorboard(directory.path)
+        earlier = progress.total_seconds
+        saved_updates = progress.updates
+        start = saved_at = drawn_at = time.perf_counter()
+
+        while True:
+            count = settings.batch_episodes
+            max_steps = None
+            if settings.episodes is not None:
+                count = min(count, settings.episodes - progress.episodes)
+            if settings.steps is not None:
+                max_steps = settings.steps - progress.steps
+            if count <= 0 or (max_steps is not None and max_steps <= 0):
+                break
+
+            try:
+                played = _play(envs, act, rng, count, max_steps, progress, bar)
+                begin = time.perf_counter()
+                gradient = reinforce.policy_gradient(
+                    logits_fn,
+                    model.trainable_variables,
+                    [episode for episode, _ in played],
+                    discount=settings.discount,
+                    entropy=settings.entropy,
+                    max_frames=max_frames,
+                )
+                norm = compiled.apply(gradient.gradients)
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"Update {progress.updates + 1} failed: {error}. The last "
+                    f"good checkpoint, of update {saved_updates}, is kept in "
+                    f"{str(directory.path)!r}"
+                ) from error
+            now = time.perf_counter()
+            progress.update_seconds += now - begin
+            progress.total_seconds = earlier + now - start
+            progress.updates += 1
+
+            new = [
+                _Row(
+                    progress.episodes + index,
+                    progress.updates,
+                    len(episode),
+                    sum(episode.rewards),
+                    end,
+                    progress.steps,
+                    round(progress.total_seconds, 3),
+                )
+                for index, (episode, end) in enumerate(played, start=1)
+            ]
+            progress.episodes += len(new)
+            rows += new
+            directory.append(new)
+            log(progress, new, gradient, norm)
+            bar.update(progress.steps, rows)
+            if now - saved_at >= settings.checkpoint_seconds:
+                save()
+                saved_updates = progress.updates
+                saved_at = time.perf_counter()
+                if saved_at - drawn_at >= _CURVE_INTERVAL:
+                    _draw(rows, settings, directory.path)
+                    drawn_at = saved_at
+
+        bar.update(progress.steps, rows, finalize=True)
+        if saved_updates != progress.updates:
+            save()
+        _draw(rows, settings, directory.path)
+    return model, TrainingSummary(
+        game=settings.game,
+        steps=progress.steps,
+        environment_seconds=progress.environment_seconds,
+        policy_seconds=progress.policy_seconds,
+        update_seconds=progress.update_seconds,
+        total_seconds=progress.total_seconds,
+        returns=tuple(row.return_ for row in rows if row.end != "cut"),
+        recomputed=recomputed(),
+    )
+
+
+class _Slot:
+    """An environment and the episode it is in."""
+
+    def __init__(self, env):
+        self.env = env
+        self.episode = reinforce.Episode()
+        self.frame, _ = env.reset()
+
+
+def _play(envs, act, rng, count, max_steps, progress, bar):
+    """Plays episodes, as many at once as there are environments.
+
+    Args:
+        envs: Environments, none of them within an episode.
+        act: A function from frames of several streams to their logits.
+        rng: Where the actions come from.
+        count: Episodes to begin.
+        max_steps: Steps after which episodes are cut, or None.
+        progress: Has its steps and seconds counted up.
+        bar: The progress bar.
+
+    Returns:
+        Pairs of an `Episode` and how it ended, in the order in which they
+        began.
+    """
+    begin = time.perf_counter()
+    slots = [_Slot(env) for env in envs[:count]]
+    progress.environment_seconds += time.perf_counter() - begin
+    episodes = [slot.episode for slot in slots]
+    ends = {}
+    played = 0
+    while slots and played != max_steps:
+        left = None if max_steps is None else max_steps - played
+        begin = time.perf_counter()
+        acting = slots[:left]
+        logits = act(np.stack([slot.frame for slot in acting])).numpy()
+        actions = [
+            sample(*pair)
+            for pair in zip(logits, rng.random(len(acting)), strict=True)
+        ]
+        chosen = time.perf_counter()
+        for index, (slot, action) in enumerate(
+            zip(acting, actions, strict=True)
+        ):
+            frame, reward, terminated, truncated, _ = slot.env.step(action)
+            slot.episode.append(slot.frame, action, reward)
+            slot.frame = frame
+            if terminated or truncated:
+                ends[slot.episode] = "terminated" if terminated else "truncated"
+                slots[index] = None
+                if len(episodes) < count:
+                    slots[index] = _Slot(slot.env)
+                    episodes.append(slots[index].episode)
+        slots = [slot for slot in slots if slot is not None]
+        played += len(acting)
+        end = time.perf_counter()
+        progress.policy_seconds += chosen - begin
+        progress.environment_seconds += end - chosen
+        progress.steps += len(acting)
+        bar.update(progress.steps)
+    return [
+        (episode, ends.get(episode, "cut"))
+        for episode in episodes
+        if len(episode)
+    ]
+
+
+def _evaluators(model, reuse):
+    """Returns how to act, to differentiate, and to tell what was recomputed.
+
+    Returns:
+        A function from frames `[N, height, width, channels]` of N streams to
+        logits; the `logits_fn` and the `max_frames` of
+        `reinforce.policy_gradient`; and a function that returns, by layer
+        name, the fraction of positions that was computed in acting.
+    """
+    if reuse == "none":
+        call = tf.function(
+            lambda frames: model(frames, training=False),
+            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
+        ).get_concrete_function()
+        return (
+            lambda frames: call(tf.constant(frames)),
+            lambda arrays: call(tf.constant(np.concatenate(arrays))),
+            _dense_frames(model),
+            lambda: {
+                layer.name: 1.0
+                for layer in model.layers
+                if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+            },
+        )
+    runner = Runner(model, reuse)
+    return (
+        runner.step,
+        lambda arrays: tf.concat(runner(arrays), 0),
+        None,
+        lambda: {
+            name: stats.new_rows / max(1, stats.positions)
+            for name, stats in runner.stats.layers.items()
+        },
+    )
+
+
+def _dense_frames(model):
+    """Returns how many frames a dense model may be differentiated at once."""
+    activations = sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
+    # As floats, and again as gradients.
+    return max(1, int(_DENSE_BYTES / (2 * 4 * activations)))
+
+
+def _spaces(env):
+    """Returns the shape of an environment's frames and its actions' number."""
+    frames, actions = env.observation_space, env.action_space
+    if frames.dtype != np.uint8 or len(frames.shape) != 3:
+        raise ValueError(
+            "Expected an environment of uint8 frames [height, width, "
+            f"channels]. Received: observation_space={frames}"
+        )
+    if not hasattr(actions, "n"):
+        raise ValueError(
+            "Expected an environment of discrete actions. Received: "
+            f"action_space={actions}"
+        )
+    return frames.shape, int(actions.n)
+
+
+def _environment_state(env):
+    """Returns what decides the next episodes, as values JSON can hold."""
+    env = env.unwrapped
+    state = {"np_random": env.np_random.bit_generator.state}
+    if hasattr(env, "clone_state"):
+        emulator = env.clone_state(include_rng=True).serialize()
+        state["emulator"] = base64.b64encode(emulator).decode("ascii")
+    return state
+
+
+def _restore_environment(env, state):
+    env = env.unwrapped
+    env.np_random.bit_generator.state = state["np_random"]
+    if "emulator" in state:
+        emulator = base64.b64decode(state["emulator"])
+        env.restore_state(ale_py.ALEState(emulator))
+
+
+def _parse(row):
+    kinds = _Row.__annotations__.values()
+    return _Row(*(kind(value) for kind, value in zip(kinds, row, strict=True)))
+
+
+class _Bar:
+    """A progress bar with the return and the steps per second.
+
+    It counts steps, or episodes if only they are bounded, and begins at those
+    of the checkpoint. If the standard output is no terminal it is one line at
+    the end.
+    """
+
+    def __init__(self, settings, rows):
+        self._of_steps = settings.steps is not None
+        self._bar = keras.utils.Progbar(
+            settings.steps if self._of_steps else settings.episodes,
+            verbose=1 if sys.stdout.isatty() else 2,
+            interval=0,
+            stateful_metrics=["return", "steps/s"],
+            unit_name="step" if self._of_steps else "episode",
+        )
+        self._episodes = 0
+        self._values = []
+        self._first = None
+        self._next = 0.0
+        self._show(rows)
+
+    def update(self, steps, rows=None, finalize=False):
+        """Counts `steps` of the run, and its episodes if `rows` are given."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (steps, now)
+        if rows is not None:
+            self._show(rows)
+        if now < self._next and not finalize:
+            return
+        self._next = now + _BAR_INTERVAL
+        since = now - self._first[1]
+        speed = (steps - self._first[0]) / since if since else 0.0
+        self._bar.update(
+            steps if self._of_steps else self._episodes,
+            [*self._values, ("steps/s", speed)],
+            finalize=finalize,
+        )
+
+    def _show(self, rows):
+        self._episodes = len(rows)
+        if rows:
+            recent = [row.return_ for row in rows[-_RECENT:]]
+            self._values = [("return", np.mean(recent))]
+
+
+def _tensorboard(path):
+    """Returns a function that logs an update, if TensorBoard is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return lambda progress, rows, gradient, norm: None
+    writer = tf.summary.create_file_writer(str(path / "tensorboard"))
+
+    def log(progress, rows, gradient, norm):
+        with writer.as_default(step=progress.steps):
+            for name, value in {
+                "return": np.mean([row.return_ for row in rows]),
+                "length": np.mean([row.length for row in rows]),
+                "steps_per_second": progress.steps / progress.total_seconds,
+                "loss": gradient.loss,
+                "entropy": gradient.entropy,
+                "gradient_norm": norm,
+            }.items():
+                tf.summary.scalar(name, value)
+        writer.flush()
+
+    return log
+
+
+def _draw(rows, settings, path):
+    """Draws the learning curve: returns, and their running mean, by step."""
+    if not rows:
+        return
+    # Here rather than above, as they take seconds.
+    import seaborn
+    from matplotlib.figure import Figure
+
+    returns = np.array([row.return_ for row in rows])
+    steps = np.cumsum([row.length for row in rows])
+    sums = np.cumsum(np.concatenate([[0.0], returns]))
+    last = np.arange(1, len(sums))
+    first = np.maximum(0, last - _RECENT)
+    with seaborn.axes_style("whitegrid"):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+    seaborn.scatterplot(
+        x=steps, y=returns, ax=axes, s=12, alpha=0.4, label="episode"
+    )
+    seaborn.lineplot(
+        x=steps,
+        y=(sums[last] - sums[first]) / (last - first),
+        ax=axes,
+        label=f"mean of the last {_RECENT}",
+    )
+    axes.set(
+        title=f"{settings.game}, reuse {settings.reuse}",
+        xlabel="steps",
+        ylabel="return",
+    )
+    temporary = path / (_CURVE + ".tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path / _CURVE)
