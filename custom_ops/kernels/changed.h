@@ -121,13 +121,12 @@ void UpdateSeen(const T* now, T* seen, int64_t lines, int64_t width,
                 PixelMask* mask, int64_t first_line = 0) {
   const int64_t stride = width * channels;
   // Two streams are read, some 16 bytes a cycle together.
-  parallel(lines, 1 + stride * sizeof(T) / 8,
-           [=](int64_t begin, int64_t end) {
-             for (int64_t i = begin; i < end; ++i) {
-               UpdateLine(now + i * stride, seen + i * stride, width,
-                                    channels, threshold, mask->line(first_line + i));
-             }
-           });
+  parallel(lines, 1 + stride * sizeof(T) / 8, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      UpdateLine(now + i * stride, seen + i * stride, width, channels,
+                 threshold, mask->line(first_line + i));
+    }
+  });
 }
 
 // Appends, in ascending order, the output positions of one image of the batch

@@ -65,10 +65,9 @@ struct LeafChange {
 
 // From stream by stream to leaf by leaf.
 inline void SortByLeaf(std::vector<LeafChange>* changes) {
-  std::stable_sort(changes->begin(), changes->end(),
-                   [](const LeafChange& a, const LeafChange& b) {
-                     return a.leaf < b.leaf;
-                   });
+  std::stable_sort(
+      changes->begin(), changes->end(),
+      [](const LeafChange& a, const LeafChange& b) { return a.leaf < b.leaf; });
 }
 
 // Leaves that were computed before, by what was in them. A slot holds the last
@@ -172,8 +171,7 @@ class DenseSum {
   // Requires units == depth.
   template <typename RowOf>
   void Sum(const std::vector<LeafChange>& changes, int64_t streams,
-           const RowOf& row_of, const InstructionSet& set,
-           float* trees) const {
+           const RowOf& row_of, const InstructionSet& set, float* trees) const {
     for (const LeafChange& change : changes) {
       std::memcpy(Node(change, trees), row_of(change), units_ * sizeof(float));
     }
@@ -219,8 +217,7 @@ class DenseSum {
                const ParallelFor& parallel, float* trees) const {
     constexpr int64_t kBlock = 32;
     const int64_t count = changes.size();
-    parallel((count + kBlock - 1) / kBlock,
-             kBlock * depth_ * (1 + units_ / 8),
+    parallel((count + kBlock - 1) / kBlock, kBlock * depth_ * (1 + units_ / 8),
              [&](int64_t begin, int64_t end) {
                Leaves(changes.data() + begin * kBlock,
                       changes.data() + std::min(end * kBlock, count), row_of,
@@ -271,8 +268,9 @@ class DenseSum {
       }
       panels.resize(set.Padded(units_) * depth);
       set.Pack(b, units_, depth, units_, panels.data());
-      set.Multiply(gathered.data(), next - run, depth, panels.data(), nullptr,
-                   units_, [&](int64_t i) { return Node(run[i], trees); });
+      set.Multiply(gathered.data(), depth, 1, next - run, depth, panels.data(),
+                   nullptr, units_,
+                   [&](int64_t i) { return Node(run[i], trees); });
       run = next;
     }
     multiply_pairs(depth_);
@@ -323,8 +321,7 @@ inline void ChangedLeaves(const float* now, int64_t streams, int64_t inputs,
   });
   for (int64_t n = 0; n < streams; ++n) {
     mask.ForEach(n, [&](int64_t leaf) {
-      changes->push_back(
-          {static_cast<int32_t>(leaf), static_cast<int32_t>(n)});
+      changes->push_back({static_cast<int32_t>(leaf), static_cast<int32_t>(n)});
     });
   }
   if (streams > 1) SortByLeaf(changes);

@@ -388,7 +388,8 @@ void TestMultiply(const InstructionSet& set) {
     set.Pack(b.data(), stride, depth, columns, panels.data());
     const int64_t out_stride = columns + 2;
     std::vector<float> out(count * out_stride, 77.f);
-    set.Multiply(a.data(), count, depth, panels.data(), bias_or_null, columns,
+    set.Multiply(a.data(), depth, 1, count, depth, panels.data(), bias_or_null,
+                 columns,
                  [&](int64_t r) { return out.data() + r * out_stride; });
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t c = 0; c < columns; ++c) {
@@ -402,8 +403,9 @@ void TestMultiply(const InstructionSet& set) {
       CHECK(out[r * out_stride + columns] == 77.f);
       CHECK(out[r * out_stride + columns + 1] == 77.f);
       std::vector<float> alone(columns);
-      set.Multiply(a.data() + r * depth, 1, depth, panels.data(), bias_or_null,
-                   columns, [&](int64_t) { return alone.data(); });
+      set.Multiply(a.data() + r * depth, depth, 1, 1, depth, panels.data(),
+                   bias_or_null, columns,
+                   [&](int64_t) { return alone.data(); });
       CHECK(SameBits(alone.data(), out.data() + r * out_stride, columns));
     }
   }

@@ -35,12 +35,12 @@ namespace baseline {
 // that the linker keeps for all.
 #if defined(__x86_64__)
 #if defined(__clang__)
-#define BEGIN_TARGET_AVX2                                               \
-  _Pragma(                                                              \
+#define BEGIN_TARGET_AVX2                                            \
+  _Pragma(                                                           \
       "clang attribute push(__attribute__((target(\"avx2,fma\"))), " \
       "apply_to = function)")
-#define BEGIN_TARGET_AVX512                                          \
-  _Pragma(                                                           \
+#define BEGIN_TARGET_AVX512                                         \
+  _Pragma(                                                          \
       "clang attribute push(__attribute__((target(\"avx512f\"))), " \
       "apply_to = function)")
 #define END_TARGET _Pragma("clang attribute pop")
@@ -129,8 +129,8 @@ void PackedKernel::Pack(const float* kernel, const float* bias, int64_t taps,
   has_bias_ = bias != nullptr;
   // Some 64 kB of patches: they pass through the second-level cache while a
   // panel stays in the first.
-  block_ = std::clamp<int64_t>(16384 / std::max<int64_t>(depth_, 1), set.rows,
-                               256);
+  block_ =
+      std::clamp<int64_t>(16384 / std::max<int64_t>(depth_, 1), set.rows, 256);
   block_ = (block_ + set.rows - 1) / set.rows * set.rows;
   if (depthwise()) {
     padded_ = group_filters_;
@@ -178,12 +178,11 @@ void PackedKernel::Multiply(const float* rows, const int32_t* patches,
       for (int64_t g = 0; g < groups_; ++g) {
         GatherRows(rows + g * group_channels, channels_, group_channels, from,
                    size * taps_, block);
-        set_->Multiply(block, size, depth_,
+        set_->Multiply(block, depth_, 1, size, depth_,
                        panels_.data() + g * padded_ * depth_,
                        has_bias_ ? bias_.data() + g * padded_ : nullptr,
-                       group_filters_, [&](int64_t i) {
-                         return out(i) + g * group_filters_;
-                       });
+                       group_filters_,
+                       [&](int64_t i) { return out(i) + g * group_filters_; });
       }
     }
     if (!ops.empty()) {

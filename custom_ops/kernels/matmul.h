@@ -19,9 +19,9 @@ namespace reuse_tf {
 // The innermost loops (simd.inc) as compiled for one instruction set.
 struct InstructionSet {
   static constexpr int kMaxRows = 12, kMaxVectors = 3;
-  using Strip = void (*)(const float* a, int64_t stride, int64_t depth,
-                         const float* b, const float* bias, int64_t columns,
-                         float* const* out);
+  using Strip = void (*)(const float* a, int64_t stride, int64_t step,
+                         int64_t depth, const float* b, const float* bias,
+                         int64_t columns, float* const* out);
   const char* name;
   int lanes, rows, vectors;
   Strip strips[kMaxRows][kMaxVectors];
@@ -31,6 +31,10 @@ struct InstructionSet {
                 int64_t depth, int64_t columns, const float* end,
                 float* const* out);
   void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
+  void (*transposed)(const float* row, const float* gradient,
+                     const float* weights, int64_t units, int64_t stride,
+                     int64_t channels, float* weights_gradient,
+                     float* row_gradient);
 
   // `columns` rounded up to whole vectors: the width of panels side by side.
   int64_t Padded(int64_t columns) const {
@@ -44,12 +48,12 @@ struct InstructionSet {
             float* panels) const;
 
   // out[r][0, columns) = a[r, 0:depth] * b + bias for `count` rows of a and b
-  // in panels; bias has Padded(columns) values or is null. out(r) tells where
-  // row r goes.
+  // in panels; a[r, i] stands at r * stride + i * step; bias has
+  // Padded(columns) values or is null. out(r) tells where row r goes.
   template <typename Out>
-  void Multiply(const float* a, int64_t count, int64_t depth,
-                const float* panels, const float* bias, int64_t columns,
-                const Out& out) const {
+  void Multiply(const float* a, int64_t stride, int64_t step, int64_t count,
+                int64_t depth, const float* panels, const float* bias,
+                int64_t columns, const Out& out) const {
     const int64_t panel = lanes * vectors, padded = Padded(columns);
     const int64_t strip_count = (count + rows - 1) / rows;
     for (int64_t c = 0; c < padded; c += panel) {
@@ -61,7 +65,7 @@ struct InstructionSet {
         float* to[kMaxRows];
         for (int64_t r = 0; r < height; ++r) to[r] = out(first + r) + c;
         strips[height - 1][width / lanes - 1](
-            a + first * depth, depth, depth, panels,
+            a + first * stride, stride, step, depth, panels,
             bias == nullptr ? nullptr : bias + c, columns - c, to);
         first += height;
       }

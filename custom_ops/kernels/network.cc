@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "custom_ops/kernels/pool.h"
+
 namespace reuse_tf {
 namespace {
 
@@ -158,8 +160,8 @@ void Network::SetWeights(const std::vector<const float*>& weights,
       for (int64_t c = 0; c < width; ++c) {
         affine.scale[c] = (gamma == nullptr ? 1 : gamma[c]) /
                           std::sqrt(variance[c] + op.epsilon);
-        affine.offset[c] = (beta == nullptr ? 0 : beta[c]) -
-                           mean[c] * affine.scale[c];
+        affine.offset[c] =
+            (beta == nullptr ? 0 : beta[c]) - mean[c] * affine.scale[c];
       }
     }
   };
@@ -242,47 +244,23 @@ void Network::ComputeRows(size_t index, const ParallelFor& parallel) {
   const NewRows& what = structure_.maps()[index + 1].rows;
   const float* from = rows(index);
   float* to = rows(index + 1) + what.first * stage.filters;
+  const RowOps& ops = stage_ops_[index].ops;
   if (stage.kind != NetworkSpec::Stage::kConv) {
-    Pool(stage, what, from, to);
+    const int64_t taps = stage.window.taps(), channels = stage.channels;
+    for (int64_t i = 0; i < what.count; ++i) {
+      float* row = to + (what.ids == nullptr ? i : what.ids[i]) * channels;
+      PoolPatches(stage.kind == NetworkSpec::Stage::kMaxPool, from, channels,
+                  what.patches + i * taps, taps, 1, row);
+      ops.Apply(row, channels);
+    }
     return;
   }
   const PackedKernel& kernel = kernels_[index];
   kernel.ForBlocks(what.count, parallel, [&](int64_t first, int64_t size) {
-    kernel.Multiply(from, what.patches + first * kernel.taps(), size,
-                    stage_ops_[index].ops,
+    kernel.Multiply(from, what.patches + first * kernel.taps(), size, ops,
                     what.ids == nullptr ? nullptr : what.ids + first,
                     what.ids == nullptr ? to + first * stage.filters : to);
   });
-}
-
-void Network::Pool(const NetworkSpec::Stage& stage, const NewRows& what,
-                   const float* from, float* to) const {
-  const int64_t taps = stage.window.taps(), channels = stage.channels;
-  const RowOps& ops = stage_ops_[&stage - spec_.stages.data()].ops;
-  const bool max = stage.kind == NetworkSpec::Stage::kMaxPool;
-  for (int64_t i = 0; i < what.count; ++i) {
-    float* row = to + (what.ids == nullptr ? i : what.ids[i]) * channels;
-    int64_t inside = 0;  // padding takes no part
-    for (int64_t t = 0; t < taps; ++t) {
-      const int32_t id = what.patches[i * taps + t];
-      if (id < 0) continue;
-      const float* other = from + id * channels;
-      if (inside++ == 0) {
-        std::memcpy(row, other, channels * sizeof(float));
-      } else if (max) {
-        for (int64_t c = 0; c < channels; ++c) {
-          // A NaN wins, as in TensorFlow.
-          row[c] = row[c] >= other[c] || row[c] != row[c] ? row[c] : other[c];
-        }
-      } else {
-        for (int64_t c = 0; c < channels; ++c) row[c] += other[c];
-      }
-    }
-    if (!max) {
-      for (int64_t c = 0; c < channels; ++c) row[c] /= inside;
-    }
-    ops.Apply(row, channels);
-  }
 }
 
 void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {

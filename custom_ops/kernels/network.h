@@ -112,8 +112,6 @@ class Network {
   void ComputePixels();
   void ComputeRows(size_t stage, const ParallelFor& parallel);
   void ComputeOutputs(const ParallelFor& parallel, float* outputs);
-  void Pool(const NetworkSpec::Stage& stage, const NewRows& rows,
-            const float* from, float* to) const;
   void CountStep();
   void AdaptReuse();
   float* rows(size_t map) {

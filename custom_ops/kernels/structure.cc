@@ -50,8 +50,8 @@ void Structure::Restart(Reuse reuse) {
       map.table = std::make_unique<InternTable>(windows_[i - 1].taps(),
                                                 max_rows_[i], hash_mask_);
     } else if (!IsByte(frame_)) {
-      map.table = std::make_unique<InternTable>(
-          (frame_.pixel_size() + 3) / 4, max_rows_[i], hash_mask_);
+      map.table = std::make_unique<InternTable>((frame_.pixel_size() + 3) / 4,
+                                                max_rows_[i], hash_mask_);
     }
   }
 }
@@ -90,8 +90,8 @@ bool Structure::StepPixels(const uint8_t* frames, const ParallelFor& parallel) {
         map.changed.SetLine(first + y, frame_.width);
       }
     } else if (std::memcmp(seen, now, frame_.height * line_size) != 0) {
-      UpdateSeen(now, seen, frame_.height, frame_.width, frame_.pixel_size(),
-                 0, parallel, &map.changed, first);
+      UpdateSeen(now, seen, frame_.height, frame_.width, frame_.pixel_size(), 0,
+                 parallel, &map.changed, first);
     }
   }
   for (int64_t line = 0; line < lines; ++line) {

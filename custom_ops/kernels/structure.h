@@ -73,7 +73,8 @@ class Structure {
   // One frame [height, width, channels] of each of `streams` streams. Streams
   // beyond those of the last step are new, missing ones are forgotten. False if
   // a table is full: nothing can be said then until Restart.
-  bool Step(const uint8_t* frames, int64_t streams, const ParallelFor& parallel);
+  bool Step(const uint8_t* frames, int64_t streams,
+            const ParallelFor& parallel);
 
   Reuse reuse() const { return reuse_; }
   int64_t streams() const { return fresh_.size(); }

@@ -55,8 +55,8 @@ inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
     const uint32_t row = static_cast<uint32_t>(positions[i]) /
                          static_cast<uint32_t>(w.out_width);
     const uint32_t image = row / static_cast<uint32_t>(w.out_height);
-    const int64_t top = (row - image * w.out_height) * w.stride_height -
-                        w.pad_top;
+    const int64_t top =
+        (row - image * w.out_height) * w.stride_height - w.pad_top;
     const int64_t left =
         (positions[i] - row * w.out_width) * w.stride_width - w.pad_left;
     const int64_t first = (image * w.height + top) * w.width + left;

@@ -88,11 +88,11 @@ struct WindowAttributes {
   static absl::Status CheckPair(const char* name,
                                 const std::vector<int32_t>& pair) {
     if (pair.size() != 2 || pair[0] < 1 || pair[1] < 1) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, " must be two positive integers, got [",
-          pair.empty() ? "" : absl::StrCat(pair[0]),
-          pair.size() < 2 ? "" : absl::StrCat(", ", pair[1]),
-          pair.size() > 2 ? ", ..." : "", "]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " must be two positive integers, got [",
+                       pair.empty() ? "" : absl::StrCat(pair[0]),
+                       pair.size() < 2 ? "" : absl::StrCat(", ", pair[1]),
+                       pair.size() > 2 ? ", ..." : "", "]"));
     }
     return absl::OkStatus();
   }

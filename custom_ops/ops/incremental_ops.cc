@@ -196,23 +196,21 @@ class IncrementalState : public tensorflow::ResourceBase {
     const float* from = table.flat<float>().data();
     if (spare.IsInitialized() && spare.RefCountIsOne()) {
       float* to = spare.flat<float>().data();
-      OpThreads(context)(
-          behind.size(), channels, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-              std::memcpy(to + behind[i] * channels,
-                          from + behind[i] * channels,
-                          channels * sizeof(float));
-            }
-          });
+      OpThreads(
+          context)(behind.size(), channels, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          std::memcpy(to + behind[i] * channels, from + behind[i] * channels,
+                      channels * sizeof(float));
+        }
+      });
     } else {
       TF_RETURN_IF_ERROR(
           context->allocate_temp(DT_FLOAT, table.shape(), &spare));
       float* to = spare.flat<float>().data();
-      OpThreads(context)(table.NumElements(), 1,
-                         [=](int64_t begin, int64_t end) {
-                           std::memcpy(to + begin, from + begin,
-                                       (end - begin) * sizeof(float));
-                         });
+      OpThreads(
+          context)(table.NumElements(), 1, [=](int64_t begin, int64_t end) {
+        std::memcpy(to + begin, from + begin, (end - begin) * sizeof(float));
+      });
     }
     std::swap(table, spare);
     behind = changed;
@@ -232,13 +230,13 @@ class IncrementalState : public tensorflow::ResourceBase {
 
   std::mutex mu;
   // Whether the buffers hold the result for `seen`, the held weights and the
-  // op's `attributes`. False while they are being brought up to date, so that a failure
-  // leaves nothing stale.
+  // op's `attributes`. False while they are being brought up to date, so that a
+  // failure leaves nothing stale.
   bool valid = false;
   std::string attributes;
-  Tensor seen;             // the inputs, as last used
-  Tensor table;            // the activations; or the trees of sums
-  Tensor spare;            // an older table, out of date in the rows `behind`
+  Tensor seen;   // the inputs, as last used
+  Tensor table;  // the activations; or the trees of sums
+  Tensor spare;  // an older table, out of date in the rows `behind`
   std::vector<int32_t> behind;
   HeldWeight kernel, bias;
   PackedKernel packed;
@@ -304,9 +302,9 @@ class IncrementalOp : public OpKernel {
   explicit IncrementalOp(OpKernelConstruction* context) : OpKernel(context) {
     std::string name;
     OP_REQUIRES_OK(context, context->GetAttr("activation", &name));
-    OP_REQUIRES(context, ParseActivation(name, &activation_),
-                absl::InvalidArgumentError(
-                    absl::StrCat("unknown activation ", name)));
+    OP_REQUIRES(
+        context, ParseActivation(name, &activation_),
+        absl::InvalidArgumentError(absl::StrCat("unknown activation ", name)));
     OP_REQUIRES_OK(context, context->GetAttr("use_bias", &use_bias_));
     attributes_ = absl::StrCat(context->def().op(), " ", name, " ", use_bias_);
   }
@@ -315,9 +313,9 @@ class IncrementalOp : public OpKernel {
   absl::Status CheckBias(const Tensor& bias, int64_t units) const {
     TF_RETURN_IF_ERROR(CheckRank("bias", bias, 1, "[filters]"));
     if (bias.dim_size(0) != (use_bias_ ? units : 0)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "bias must have ", use_bias_ ? units : 0, " values, got shape ",
-          bias.shape().DebugString()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("bias must have ", use_bias_ ? units : 0,
+                       " values, got shape ", bias.shape().DebugString()));
     }
     return absl::OkStatus();
   }
@@ -379,19 +377,18 @@ class IncrementalConv2DOp : public IncrementalOp {
                     groups_, " dividing the filters, got ",
                     kernel.shape().DebugString(), " for inputs ",
                     inputs.shape().DebugString())));
-    const Window window =
-        window_.Over(inputs.dim_size(1), inputs.dim_size(2),
-                     kernel.dim_size(0), kernel.dim_size(1));
+    const Window window = window_.Over(inputs.dim_size(1), inputs.dim_size(2),
+                                       kernel.dim_size(0), kernel.dim_size(1));
     const int64_t positions = streams * window.positions();
     OP_REQUIRES_OK(context, CheckCountable("the number of input pixels",
                                            streams * window.pixels()));
     OP_REQUIRES_OK(context,
                    CheckCountable("the number of output positions", positions));
     TensorShape out_shape;
-    OP_REQUIRES_OK(context, TensorShape::BuildTensorShape(
-                                {streams, window.out_height, window.out_width,
-                                 filters},
-                                &out_shape));
+    OP_REQUIRES_OK(context,
+                   TensorShape::BuildTensorShape(
+                       {streams, window.out_height, window.out_width, filters},
+                       &out_shape));
     if (positions == 0) {
       Tensor* out = nullptr;
       OP_REQUIRES_OK(context, context->allocate_output(0, out_shape, &out));
@@ -422,9 +419,9 @@ class IncrementalConv2DOp : public IncrementalOp {
       std::iota(state->positions.begin(), state->positions.end(), 0);
     } else {
       state->mask.Resize(streams * window.height, window.width);
-      UpdateSeen(inputs.flat<float>().data(),
-                 state->seen.flat<float>().data(), streams * window.height,
-                 window.width, channels, threshold_, parallel, &state->mask);
+      UpdateSeen(inputs.flat<float>().data(), state->seen.flat<float>().data(),
+                 streams * window.height, window.width, channels, threshold_,
+                 parallel, &state->mask);
       state->positions.clear();
       for (int64_t n = 0; n < streams; ++n) {
         ChangedPositions(window, n, state->mask, &state->positions);
@@ -434,9 +431,8 @@ class IncrementalConv2DOp : public IncrementalOp {
     }
     const int64_t count = state->positions.size();
     ConvolvePositions(window, state->packed, RowOps(activation_),
-                      state->seen.flat<float>().data(),
-                      state->positions.data(), count, parallel,
-                      state->table.flat<float>().data());
+                      state->seen.flat<float>().data(), state->positions.data(),
+                      count, parallel, state->table.flat<float>().data());
     state->valid = true;
     state->Count(streams, positions, count, count * state->packed.cost(),
                  positions * state->packed.cost());
@@ -482,9 +478,9 @@ class IncrementalDenseOp : public IncrementalOp {
     if (fresh) {
       OP_REQUIRES_OK(context, IncrementalState::MakeFresh(
                                   context, inputs.shape(), &state->seen));
-      OP_REQUIRES_OK(context, IncrementalState::MakeFresh(
-                                  context, {streams, sum.nodes(), units},
-                                  &state->table));
+      OP_REQUIRES_OK(
+          context, IncrementalState::MakeFresh(
+                       context, {streams, sum.nodes(), units}, &state->table));
     }
     float* trees = state->table.flat<float>().data();
     float* seen = state->seen.flat<float>().data();

@@ -135,8 +135,7 @@ class RunnerStateOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("program", &program));
     OP_REQUIRES_OK(context, context->GetAttr("reuse", &reuse));
     OP_REQUIRES_OK(context, context->GetAttr("max_rows", &options_.max_rows));
-    OP_REQUIRES_OK(context,
-                   CheckCountable("max_rows", options_.max_rows));
+    OP_REQUIRES_OK(context, CheckCountable("max_rows", options_.max_rows));
     OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
     options_.reuse = reuse == "content" ? Reuse::kContent : Reuse::kTemporal;
   }
@@ -240,9 +239,8 @@ class RunnerResetOp : public OpKernel {
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& streams = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("streams", streams, 1, "[M]"));
-    OP_REQUIRES_OK(context,
-                   CheckIds("streams", streams, 0,
-                            std::numeric_limits<int32_t>::max()));
+    OP_REQUIRES_OK(context, CheckIds("streams", streams, 0,
+                                     std::numeric_limits<int32_t>::max()));
     const std::lock_guard<std::mutex> lock(state->mu);
     if (streams.NumElements() == 0) state->network.Reset();
     for (int64_t i = 0; i < streams.NumElements(); ++i) {
@@ -264,9 +262,9 @@ class RunnerStatsOp : public OpKernel {
     Tensor *totals, *seconds, *maps, *tables;
     OP_REQUIRES_OK(context, context->allocate_output(0, {4}, &totals));
     OP_REQUIRES_OK(context, context->allocate_output(1, {3}, &seconds));
-    OP_REQUIRES_OK(
-        context, context->allocate_output(
-                     2, {static_cast<int64_t>(stats.maps.size()), 5}, &maps));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(
+                       2, {static_cast<int64_t>(stats.maps.size()), 5}, &maps));
     OP_REQUIRES_OK(context,
                    context->allocate_output(
                        3, {static_cast<int64_t>(rows.size()), 2}, &tables));

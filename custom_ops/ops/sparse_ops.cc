@@ -144,8 +144,7 @@ class SparseGatherOp : public OpKernel {
     const Tensor& patches = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
     OP_REQUIRES_OK(context, CheckRank("patches", patches, 2, "[M, k]"));
-    OP_REQUIRES_OK(context,
-                   CheckIds("patches", patches, -1, rows.dim_size(0)));
+    OP_REQUIRES_OK(context, CheckIds("patches", patches, -1, rows.dim_size(0)));
     const int64_t channels = rows.dim_size(1), taps = patches.dim_size(1);
     Tensor* out = nullptr;
     TensorShape shape;
@@ -218,14 +217,14 @@ class SparseScatterOp : public OpKernel {
     OP_REQUIRES_OK(context, CheckRank("table", table, 2, "[U, C]"));
     OP_REQUIRES_OK(context, CheckRank("ids", ids, 1, "[M]"));
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[M, C]"));
-    OP_REQUIRES(context,
-                rows.dim_size(0) == ids.dim_size(0) &&
-                    rows.dim_size(1) == table.dim_size(1),
-                absl::InvalidArgumentError(absl::StrCat(
-                    "rows must be [M, C] for ids [M] and table [U, C], got ",
-                    rows.shape().DebugString(), " for ",
-                    ids.shape().DebugString(), " and ",
-                    table.shape().DebugString())));
+    OP_REQUIRES(
+        context,
+        rows.dim_size(0) == ids.dim_size(0) &&
+            rows.dim_size(1) == table.dim_size(1),
+        absl::InvalidArgumentError(absl::StrCat(
+            "rows must be [M, C] for ids [M] and table [U, C], got ",
+            rows.shape().DebugString(), " for ", ids.shape().DebugString(),
+            " and ", table.shape().DebugString())));
     OP_REQUIRES_OK(context, CheckIds("ids", ids, 0, table.dim_size(0)));
     Tensor* out = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
@@ -261,17 +260,16 @@ class ChangedPositionsOp : public OpKernel {
     const Tensor& inputs = context->input(0);
     OP_REQUIRES_OK(context, CheckRank("inputs", inputs, 4, "[N, H, W, C]"));
     OP_REQUIRES(context, context->input(1).shape() == inputs.shape(),
-                absl::InvalidArgumentError(absl::StrCat(
-                    "seen must have the shape of inputs, ",
-                    inputs.shape().DebugString(), ", got ",
-                    context->input(1).shape().DebugString())));
+                absl::InvalidArgumentError(
+                    absl::StrCat("seen must have the shape of inputs, ",
+                                 inputs.shape().DebugString(), ", got ",
+                                 context->input(1).shape().DebugString())));
     const int64_t images = inputs.dim_size(0), channels = inputs.dim_size(3);
-    const Window window = attributes_.Over(
-        inputs.dim_size(1), inputs.dim_size(2), kernel_size_[0],
-        kernel_size_[1]);
-    OP_REQUIRES_OK(context,
-                   CheckCountable("the number of output positions",
-                                  images * window.positions()));
+    const Window window =
+        attributes_.Over(inputs.dim_size(1), inputs.dim_size(2),
+                         kernel_size_[0], kernel_size_[1]);
+    OP_REQUIRES_OK(context, CheckCountable("the number of output positions",
+                                           images * window.positions()));
     const T* before = context->input(1).flat<T>().data();
     Tensor* seen = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
@@ -291,9 +289,9 @@ class ChangedPositionsOp : public OpKernel {
       }
     }
     Tensor* out = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(
-                                0, {static_cast<int64_t>(positions.size())},
-                                &out));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(
+                       0, {static_cast<int64_t>(positions.size())}, &out));
     std::copy(positions.begin(), positions.end(), out->flat<int32_t>().data());
   }
 
@@ -303,14 +301,14 @@ class ChangedPositionsOp : public OpKernel {
   float threshold_ = 0;
 };
 
-#define REGISTER_KERNELS(name, op, type)                     \
-  REGISTER_KERNEL_BUILDER(Name("ReuseTF>" name)              \
+#define REGISTER_KERNELS(name, op, type)                      \
+  REGISTER_KERNEL_BUILDER(Name("ReuseTF>" name)               \
                               .Device(tensorflow::DEVICE_CPU) \
-                              .TypeConstraint<type>("T"),    \
+                              .TypeConstraint<type>("T"),     \
                           op<type>);
-#define REGISTER_NUMBERS(type)                                    \
-  REGISTER_KERNELS("SparseGather", SparseGatherOp, type)          \
-  REGISTER_KERNELS("SparseGatherGrad", SparseGatherGradOp, type)  \
+#define REGISTER_NUMBERS(type)                                   \
+  REGISTER_KERNELS("SparseGather", SparseGatherOp, type)         \
+  REGISTER_KERNELS("SparseGatherGrad", SparseGatherGradOp, type) \
   REGISTER_KERNELS("SparseScatter", SparseScatterOp, type)
 REGISTER_NUMBERS(float)
 REGISTER_NUMBERS(double)

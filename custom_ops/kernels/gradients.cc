@@ -1,0 +1,231 @@
+#include "custom_ops/kernels/gradients.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "custom_ops/kernels/rows.h"
+
+namespace reuse_tf {
+namespace {
+
+// kernel_gradient [depth, filters] of one group = the sum over patches of
+// patch^T * gradient. Patches are cut into a fixed number of parts, each summed
+// for itself, block after block, and the parts are summed in their order.
+void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
+                    const int32_t* patches, const float* gradient,
+                    const ParallelFor& parallel, float* kernel_gradient) {
+  constexpr int64_t kBlock = 256, kParts = 8;
+  const InstructionSet& set = BestInstructionSet();
+  const int64_t channels = shape.channels / shape.groups;
+  const int64_t filters = shape.filters / shape.groups;
+  const int64_t depth = shape.depth();
+  const int64_t blocks = (shape.patches + kBlock - 1) / kBlock;
+  const int64_t parts = std::min(kParts, blocks);
+  std::vector<float> sums(parts * depth * filters, 0);
+  parallel(parts, shape.patches / kParts * depth * filters / 16,
+           [&](int64_t begin, int64_t end) {
+             std::vector<float> gathered(kBlock * depth);
+             std::vector<float> panels(kBlock * set.Padded(filters));
+             std::vector<float> product(depth * filters);
+             for (int64_t part = begin; part < end; ++part) {
+               float* sum = sums.data() + part * depth * filters;
+               for (int64_t block = part * blocks / parts;
+                    block < (part + 1) * blocks / parts; ++block) {
+                 const int64_t first = block * kBlock;
+                 const int64_t size = std::min(kBlock, shape.patches - first);
+                 GatherRows(rows + group * channels, shape.channels, channels,
+                            patches + first * shape.taps, size * shape.taps,
+                            gathered.data());
+                 set.Pack(gradient + first * shape.filters + group * filters,
+                          shape.filters, size, filters, panels.data());
+                 // Row by row of the transposed patches.
+                 set.Multiply(gathered.data(), 1, depth, depth, size,
+                              panels.data(), nullptr, filters, [&](int64_t i) {
+                                return product.data() + i * filters;
+                              });
+                 for (int64_t i = 0; i < depth * filters; ++i) {
+                   sum[i] += product[i];
+                 }
+               }
+             }
+           });
+  for (int64_t part = 0; part < parts; ++part) {
+    const float* sum = sums.data() + part * depth * filters;
+    for (int64_t i = 0; i < depth; ++i) {
+      float* to = kernel_gradient + i * shape.filters + group * filters;
+      for (int64_t f = 0; f < filters; ++f) to[f] += sum[i * filters + f];
+    }
+  }
+}
+
+// rows_gradient += gradient * kernel^T, scattered to the rows of each patch,
+// for one group.
+void RowsGradient(const PatchShape& shape, int64_t group,
+                  const int32_t* patches, const float* kernel,
+                  const float* gradient, const ParallelFor& parallel,
+                  float* rows_gradient) {
+  constexpr int64_t kBlock = 64, kBlocks = 32, kChannels = 16;
+  const InstructionSet& set = BestInstructionSet();
+  const int64_t channels = shape.channels / shape.groups;
+  const int64_t filters = shape.filters / shape.groups;
+  const int64_t depth = shape.depth();
+  std::vector<float> transposed(filters * depth);
+  for (int64_t i = 0; i < depth; ++i) {
+    for (int64_t f = 0; f < filters; ++f) {
+      transposed[f * depth + i] =
+          kernel[i * shape.filters + group * filters + f];
+    }
+  }
+  std::vector<float> panels(filters * set.Padded(depth));
+  set.Pack(transposed.data(), depth, filters, depth, panels.data());
+  std::vector<float> products(std::min(kBlock * kBlocks, shape.patches) *
+                              depth);
+  for (int64_t start = 0; start < shape.patches; start += kBlock * kBlocks) {
+    const int64_t size = std::min(kBlock * kBlocks, shape.patches - start);
+    const float* from = gradient + start * shape.filters + group * filters;
+    parallel((size + kBlock - 1) / kBlock, kBlock * depth * filters / 16,
+             [&](int64_t begin, int64_t end) {
+               const int64_t first = begin * kBlock;
+               const int64_t last = std::min(size, end * kBlock);
+               set.Multiply(from + first * shape.filters, shape.filters, 1,
+                            last - first, filters, panels.data(), nullptr,
+                            depth, [&](int64_t i) {
+                              return products.data() + (first + i) * depth;
+                            });
+             });
+    // Each thread has channels of its own: no two write to the same place, and
+    // additions keep their order.
+    const int64_t parts = (channels + kChannels - 1) / kChannels;
+    parallel(parts, size * shape.taps * kChannels,
+             [&](int64_t begin, int64_t end) {
+               const int64_t first = begin * kChannels;
+               const int64_t last = std::min(channels, end * kChannels);
+               const int32_t* ids = patches + start * shape.taps;
+               for (int64_t i = 0; i < size * shape.taps; ++i) {
+                 if (ids[i] < 0) continue;
+                 float* to =
+                     rows_gradient + ids[i] * shape.channels + group * channels;
+                 const float* product = products.data() + i * channels;
+                 for (int64_t c = first; c < last; ++c) to[c] += product[c];
+               }
+             });
+  }
+}
+
+}  // namespace
+
+void PatchGradients(const PatchShape& shape, const float* rows,
+                    const int32_t* patches, const float* kernel,
+                    const float* gradient, const ParallelFor& parallel,
+                    float* rows_gradient, float* kernel_gradient) {
+  for (int64_t group = 0; group < shape.groups; ++group) {
+    KernelGradient(shape, group, rows, patches, gradient, parallel,
+                   kernel_gradient);
+    RowsGradient(shape, group, patches, kernel, gradient, parallel,
+                 rows_gradient);
+  }
+}
+
+void PairProducts(const Pair* pairs, int64_t count, const float* rows,
+                  int64_t channels, const float* weights, int64_t positions,
+                  int64_t units, const ParallelFor& parallel, float* out) {
+  constexpr int64_t kBlock = 64;
+  const InstructionSet& set = BestInstructionSet();
+  const int64_t size = channels * units;
+  parallel((count + kBlock - 1) / kBlock, kBlock * (size / 8 + channels),
+           [=, &set](int64_t begin, int64_t end) {
+             const float* from[kBlock];
+             const float* matrices[kBlock];
+             float* to[kBlock];
+             for (int64_t block = begin; block < end; ++block) {
+               const int64_t first = block * kBlock;
+               const int64_t n = std::min(kBlock, count - first);
+               for (int64_t i = 0; i < n; ++i) {
+                 const Pair& pair = pairs[first + i];
+                 from[i] = rows + pair.row * channels;
+                 matrices[i] = weights + pair.position * size;
+                 to[i] = out + (first + i) * units;
+               }
+               set.pairs(from, matrices, n, channels, units,
+                         weights + positions * size, to);
+             }
+           });
+}
+
+void PairGradients(const Pair* pairs, int64_t count, const float* rows,
+                   int64_t channels, const float* weights, int64_t units,
+                   const float* gradient, const ParallelFor& parallel,
+                   float* rows_gradient, float* weights_gradient) {
+  constexpr int64_t kChannels = 16;
+  const InstructionSet& set = BestInstructionSet();
+  // Each thread has channels of its own, of rows and of weights. The weights of
+  // a position are transposed while its pairs are gone through.
+  parallel((channels + kChannels - 1) / kChannels,
+           count * (units + 2) * kChannels / 8,
+           [=, &set](int64_t begin, int64_t end) {
+             const int64_t first = begin * kChannels;
+             const int64_t width = std::min(channels, end * kChannels) - first;
+             std::vector<float> transposed(units * width), sums(units * width);
+             for (int64_t i = 0; i < count;) {
+               const int32_t position = pairs[i].position;
+               const int64_t offset = (position * channels + first) * units;
+               for (int64_t c = 0; c < width; ++c) {
+                 for (int64_t u = 0; u < units; ++u) {
+                   transposed[u * width + c] = weights[offset + c * units + u];
+                 }
+               }
+               std::fill(sums.begin(), sums.end(), 0.f);
+               for (; i < count && pairs[i].position == position; ++i) {
+                 const int64_t row = pairs[i].row * channels + first;
+                 set.transposed(rows + row, gradient + i * units,
+                                transposed.data(), units, width, width,
+                                sums.data(), rows_gradient + row);
+               }
+               for (int64_t c = 0; c < width; ++c) {
+                 for (int64_t u = 0; u < units; ++u) {
+                   weights_gradient[offset + c * units + u] +=
+                       sums[u * width + c];
+                 }
+               }
+             }
+           });
+}
+
+void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
+             int64_t frames, float* out) {
+  std::vector<double> differences((frames + 1) * units, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const float* value = values + runs[i].pair * units;
+    double* begin = differences.data() + runs[i].begin * units;
+    double* end = differences.data() + runs[i].end * units;
+    for (int64_t u = 0; u < units; ++u) {
+      begin[u] += value[u];
+      end[u] -= value[u];
+    }
+  }
+  for (int64_t t = 0; t < frames; ++t) {
+    double* sum = differences.data() + t * units;
+    for (int64_t u = 0; u < units; ++u) {
+      if (t > 0) sum[u] += sum[u - units];
+      out[t * units + u] = static_cast<float>(sum[u]);
+    }
+  }
+}
+
+void RunGradients(const Run* runs, int64_t count, const float* gradient,
+                  int64_t units, int64_t frames, float* values_gradient) {
+  std::vector<double> sums((frames + 1) * units, 0);
+  for (int64_t i = 0; i < frames * units; ++i) {
+    sums[i + units] = sums[i] + gradient[i];
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const double* begin = sums.data() + runs[i].begin * units;
+    const double* end = sums.data() + runs[i].end * units;
+    float* to = values_gradient + runs[i].pair * units;
+    for (int64_t u = 0; u < units; ++u) {
+      to[u] += static_cast<float>(end[u] - begin[u]);
+    }
+  }
+}
+
+}  // namespace reuse_tf

@@ -1,0 +1,61 @@
+// The differentiable path over distinct rows: its products and their
+// gradients. Nothing here depends on how many threads there are, to the bit.
+#ifndef REUSE_TF_KERNELS_GRADIENTS_H_
+#define REUSE_TF_KERNELS_GRADIENTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "custom_ops/kernels/episode.h"
+#include "custom_ops/kernels/matmul.h"
+#include "custom_ops/kernels/parallel.h"
+
+namespace reuse_tf {
+
+// The shapes of out = patches of rows * kernel: a convolution over rows.
+struct PatchShape {
+  int64_t rows = 0, channels = 0;  // rows [rows, channels]
+  int64_t patches = 0, taps = 0;   // patches [patches, taps], -1: zeros
+  int64_t filters = 0, groups = 1;
+
+  int64_t depth() const { return taps * (channels / groups); }
+};
+
+// Adds the gradients of a convolution over rows, given that of its result,
+// [patches, filters], to rows_gradient [rows, channels] and kernel_gradient
+// [taps, channels / groups, filters], which hold zeros before. Patches are
+// gathered block by block.
+void PatchGradients(const PatchShape& shape, const float* rows,
+                    const int32_t* patches, const float* kernel,
+                    const float* gradient, const ParallelFor& parallel,
+                    float* rows_gradient, float* kernel_gradient);
+
+// out[i, :] = rows[pairs[i].row, :] * weights[pairs[i].position, :, :], for
+// rows [*, channels], weights [positions, channels, units], out [count, units].
+void PairProducts(const Pair* pairs, int64_t count, const float* rows,
+                  int64_t channels, const float* weights, int64_t positions,
+                  int64_t units, const ParallelFor& parallel, float* out);
+
+// Adds the gradients of that, given the one of out, to rows_gradient [*,
+// channels] and weights_gradient [positions, channels, units], which hold zeros
+// before. Pairs must be in the order of their positions.
+void PairGradients(const Pair* pairs, int64_t count, const float* rows,
+                   int64_t channels, const float* weights, int64_t units,
+                   const float* gradient, const ParallelFor& parallel,
+                   float* rows_gradient, float* weights_gradient);
+
+// out[t, :] = the sum of values[run.pair, :] over the runs that hold at t, for
+// values [*, units] and out [frames, units]. Differences are summed in double
+// precision over time.
+void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
+             int64_t frames, float* out);
+
+// Adds the gradient of that to values_gradient [*, units], which holds zeros
+// before: for each run the sum of gradient [frames, units] while it holds, as a
+// difference of two prefix sums over time.
+void RunGradients(const Run* runs, int64_t count, const float* gradient,
+                  int64_t units, int64_t frames, float* values_gradient);
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_GRADIENTS_H_

@@ -1,0 +1,69 @@
+// Pooling over rows, and its gradient.
+#ifndef REUSE_TF_KERNELS_POOL_H_
+#define REUSE_TF_KERNELS_POOL_H_
+
+#include <cstdint>
+#include <cstring>
+
+namespace reuse_tf {
+
+// Pooling over rows: out[i, :] = the maximum or the mean of the rows
+// patches[i, 0:taps], those of -1 left out.
+inline void PoolPatches(bool max, const float* rows, int64_t channels,
+                        const int32_t* patches, int64_t taps, int64_t count,
+                        float* out) {
+  for (int64_t i = 0; i < count; ++i, patches += taps, out += channels) {
+    int64_t inside = 0;
+    for (int64_t t = 0; t < taps; ++t) {
+      if (patches[t] < 0) continue;
+      const float* row = rows + patches[t] * channels;
+      if (inside++ == 0) {
+        std::memcpy(out, row, channels * sizeof(float));
+      } else if (max) {
+        for (int64_t c = 0; c < channels; ++c) {
+          // A NaN wins, as in TensorFlow.
+          out[c] = out[c] >= row[c] || out[c] != out[c] ? out[c] : row[c];
+        }
+      } else {
+        for (int64_t c = 0; c < channels; ++c) out[c] += row[c];
+      }
+    }
+    if (!max) {
+      for (int64_t c = 0; c < channels; ++c) out[c] /= inside;
+    }
+  }
+}
+
+// Adds the gradient of that to rows_gradient, which holds zeros before. That of
+// a maximum goes to the first row that has it.
+inline void PoolGradients(bool max, const float* rows, int64_t channels,
+                          const int32_t* patches, int64_t taps, int64_t count,
+                          const float* gradient, float* rows_gradient) {
+  for (int64_t i = 0; i < count; ++i, patches += taps, gradient += channels) {
+    if (max) {
+      for (int64_t c = 0; c < channels; ++c) {
+        int32_t best = -1;
+        for (int64_t t = 0; t < taps; ++t) {
+          const int32_t id = patches[t];
+          if (id >= 0 && (best < 0 || rows[id * channels + c] >
+                                          rows[best * channels + c])) {
+            best = id;
+          }
+        }
+        if (best >= 0) rows_gradient[best * channels + c] += gradient[c];
+      }
+      continue;
+    }
+    int64_t inside = 0;
+    for (int64_t t = 0; t < taps; ++t) inside += patches[t] >= 0;
+    for (int64_t t = 0; t < taps; ++t) {
+      if (patches[t] < 0) continue;
+      float* row = rows_gradient + patches[t] * channels;
+      for (int64_t c = 0; c < channels; ++c) row[c] += gradient[c] / inside;
+    }
+  }
+}
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_POOL_H_

@@ -1,0 +1,610 @@
+// The differentiable path: the structure of a video, and the arithmetic over
+// its distinct rows, each with its gradient as an op of its own.
+
+#include <algorithm>
+#include <new>
+
+#include "custom_ops/kernels/episode.h"
+#include "custom_ops/kernels/gradients.h"
+#include "custom_ops/kernels/pool.h"
+#include "custom_ops/ops/common.h"
+#include "custom_ops/ops/program.h"
+#include "tensorflow/core/framework/op.h"
+
+namespace reuse_tf {
+namespace {
+
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
+// A shape function that knows the outputs' ranks only.
+template <int... kRanks>
+absl::Status Ranks(InferenceContext* c) {
+  int i = 0;
+  for (const int rank : {kRanks...}) {
+    c->set_output(i++, c->UnknownShapeOfRank(rank));
+  }
+  return absl::OkStatus();
+}
+
+template <int... kInputs>
+absl::Status ShapesOf(InferenceContext* c) {
+  int i = 0;
+  for (const int input : {kInputs...}) c->set_output(i++, c->input(input));
+  return absl::OkStatus();
+}
+
+REGISTER_OP("ReuseTF>VideoStructure")
+    .Attr("program: list(string)")
+    .Attr("num_stages: int >= 0")
+    .Attr("T: {float, uint8}")
+    .Input("frames: T")
+    .Output("pixels: float")
+    .Output("pairs: int32")
+    .Output("runs: int32")
+    .Output("patches: num_stages * int32")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle frames;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &frames));
+      c->set_output(0, c->Matrix(c->UnknownDim(), c->Dim(frames, 3)));
+      c->set_output(1, c->Matrix(c->UnknownDim(), 2));
+      c->set_output(2, c->Matrix(c->UnknownDim(), 3));
+      for (int i = 3; i < c->num_outputs(); ++i) {
+        c->set_output(i, c->UnknownShapeOfRank(2));
+      }
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Finds what is distinct in a video, at every layer of a network.
+
+program: The network, line by line (program.h).
+frames: [T, H, W, C].
+pixels: The distinct pixels, [U, C].
+pairs: The distinct (position, row) pairs of the last map, ordered by position,
+  [D, 2].
+runs: That a pair holds: pair, first frame, last frame + 1; ordered by pair,
+  [K, 3].
+patches: For each window the distinct patches, as ids of the rows before,
+  [M, taps]; -1 is padding.
+)doc");
+
+REGISTER_OP("ReuseTF>PatchProduct")
+    .Attr("groups: int >= 1 = 1")
+    .Attr("relu: bool = false")
+    .Input("rows: float")
+    .Input("patches: int32")
+    .Input("kernel: float")
+    .Input("bias: float")
+    .Output("products: float")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, patches, kernel, bias;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &rows));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &patches));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 4, &kernel));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 1, &bias));
+      c->set_output(0, c->Matrix(c->Dim(patches, 0), c->Dim(kernel, 3)));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+A convolution over rows: sparse_gather(rows, patches) * kernel + bias, gathered
+block by block.
+
+rows: [U, C].
+patches: [M, taps], each in [-1, U).
+kernel: [kernel height, kernel width, C / groups, filters].
+bias: [filters], or [0] for none.
+relu: Whether negative results become 0.
+products: [M, filters].
+)doc");
+
+REGISTER_OP("ReuseTF>PatchProductGrad")
+    .Attr("groups: int >= 1 = 1")
+    .Input("rows: float")
+    .Input("patches: int32")
+    .Input("kernel: float")
+    .Input("gradient: float")
+    .Output("rows_gradient: float")
+    .Output("kernel_gradient: float")
+    .SetShapeFn(ShapesOf<0, 2>)
+    .Doc(R"doc(
+The gradients of PatchProduct, without bias and relu, for rows and kernel.
+)doc");
+
+REGISTER_OP("ReuseTF>PatchPool")
+    .Attr("max: bool")
+    .Input("rows: float")
+    .Input("patches: int32")
+    .Output("pooled: float")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, patches;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &rows));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &patches));
+      c->set_output(0, c->Matrix(c->Dim(patches, 0), c->Dim(rows, 1)));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+A pooling over rows: the maximum or the mean of each patch, padding left out.
+
+rows: [U, C].
+patches: [M, taps], each in [-1, U).
+pooled: [M, C].
+)doc");
+
+REGISTER_OP("ReuseTF>PatchPoolGrad")
+    .Attr("max: bool")
+    .Input("rows: float")
+    .Input("patches: int32")
+    .Input("gradient: float")
+    .Output("rows_gradient: float")
+    .SetShapeFn(ShapesOf<0>)
+    .Doc(R"doc(
+The gradient of PatchPool. That of a maximum goes to the first row that has it.
+)doc");
+
+REGISTER_OP("ReuseTF>PairProduct")
+    .Input("rows: float")
+    .Input("pairs: int32")
+    .Input("weights: float")
+    .Output("products: float")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle rows, pairs, weights;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &rows));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &pairs));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &weights));
+      c->set_output(0, c->Matrix(c->Dim(pairs, 0), c->Dim(weights, 2)));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Each pair's part in a dense layer over a map: rows[row] * weights[position].
+
+rows: [U, C].
+pairs: (position, row), ordered by position, [D, 2].
+weights: [positions, C, units].
+products: [D, units].
+)doc");
+
+REGISTER_OP("ReuseTF>PairProductGrad")
+    .Input("rows: float")
+    .Input("pairs: int32")
+    .Input("weights: float")
+    .Input("gradient: float")
+    .Output("rows_gradient: float")
+    .Output("weights_gradient: float")
+    .SetShapeFn(ShapesOf<0, 2>)
+    .Doc(R"doc(
+The gradients of PairProduct for rows and weights.
+)doc");
+
+REGISTER_OP("ReuseTF>RunSum")
+    .Input("values: float")
+    .Input("runs: int32")
+    .Input("num_frames: int32")
+    .Output("sums: float")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle values;
+      DimensionHandle frames;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &values));
+      TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(2, &frames));
+      c->set_output(0, c->Matrix(frames, c->Dim(values, 1)));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+The sum, at each frame, of the values whose runs hold.
+
+values: By pair, [D, units].
+runs: (pair, first frame, last frame + 1), [K, 3].
+num_frames: T.
+sums: [T, units].
+)doc");
+
+REGISTER_OP("ReuseTF>RunSumGrad")
+    .Input("gradient: float")
+    .Input("runs: int32")
+    .Input("num_values: int32")
+    .Output("values_gradient: float")
+    .SetShapeFn(Ranks<2>)
+    .Doc(R"doc(
+The gradient of RunSum: for each pair the sum of the gradient over its runs.
+)doc");
+
+absl::Status Mismatch(const char* name, const char* expected,
+                      const Tensor& tensor) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      name, " must be ", expected, ", got ", tensor.shape().DebugString()));
+}
+
+template <typename T>
+class VideoStructureOp : public OpKernel {
+ public:
+  explicit VideoStructureOp(OpKernelConstruction* context) : OpKernel(context) {
+    std::vector<std::string> program;
+    OP_REQUIRES_OK(context, context->GetAttr("program", &program));
+    OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
+    int64_t stages = 0;
+    OP_REQUIRES_OK(context, context->GetAttr("num_stages", &stages));
+    OP_REQUIRES(context, stages == static_cast<int64_t>(spec_.stages.size()),
+                absl::InvalidArgumentError(
+                    absl::StrCat("num_stages must be that of the program, ",
+                                 spec_.stages.size(), ", got ", stages)));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const FrameShape& shape = spec_.frame;
+    const Tensor& frames = context->input(0);
+    OP_REQUIRES(
+        context,
+        frames.dims() == 4 && frames.dim_size(1) == shape.height &&
+            frames.dim_size(2) == shape.width &&
+            frames.dim_size(3) == shape.channels &&
+            shape.bytes == (sizeof(T) == 1),
+        absl::InvalidArgumentError(absl::StrCat(
+            "frames must be ", shape.bytes ? "uint8" : "float32", " [T, ",
+            shape.height, ", ", shape.width, ", ", shape.channels, "], got ",
+            tensorflow::DataTypeString(frames.dtype()), " ",
+            frames.shape().DebugString())));
+    const int64_t count = frames.dim_size(0);
+    OP_REQUIRES_OK(context, CheckCountable("the number of frames", count));
+    try {
+      Record(context, frames, count);
+    } catch (const std::bad_alloc&) {
+      context->CtxFailure(absl::ResourceExhaustedError(
+          absl::StrCat("no memory for the structure of ", count, " frames")));
+    }
+  }
+
+ private:
+  void Record(OpKernelContext* context, const Tensor& frames, int64_t count) {
+    const FrameShape& shape = spec_.frame;
+    std::vector<Window> windows;
+    // No map has more rows than positions in all frames.
+    std::vector<int64_t> max_rows;
+    const auto most = [&](int64_t pixels) {
+      return std::min<int64_t>(pixels * count, INT32_MAX);
+    };
+    max_rows.push_back(std::max<int64_t>(256, most(shape.pixels())));
+    for (const auto& stage : spec_.stages) {
+      windows.push_back(stage.window);
+      max_rows.push_back(most(stage.window.positions()));
+    }
+    Structure structure(shape, windows, max_rows);
+    EpisodeRecorder recorder(structure.maps().back().pixels(), count);
+    const auto* bytes = static_cast<const uint8_t*>(frames.data());
+    const int64_t size = shape.pixels() * shape.pixel_size();
+    const ParallelFor parallel = OpThreads(context);
+    for (int64_t t = 0; t < count; ++t) {
+      OP_REQUIRES(context, structure.Step(bytes + t * size, 1, parallel),
+                  absl::ResourceExhaustedError(
+                      "frames have more than 2^31 - 1 distinct patches"));
+      recorder.Add(structure);
+    }
+    OP_REQUIRES_OK(context, OutputPixels(context, structure, count));
+    std::vector<Pair> pairs;
+    std::vector<Run> runs;
+    recorder.Finish(&pairs, &runs);
+    OP_REQUIRES_OK(context, Output(context, 1, pairs.size(), 2, pairs.data()));
+    OP_REQUIRES_OK(context, Output(context, 2, runs.size(), 3, runs.data()));
+    for (size_t i = 0; i < windows.size(); ++i) {
+      const InternTable& table = *structure.maps()[i + 1].table;
+      OP_REQUIRES_OK(context, Output(context, 3 + i, table.size(),
+                                     table.words(), table.key(0)));
+    }
+  }
+
+  static absl::Status Output(OpKernelContext* context, int index, int64_t rows,
+                             int64_t width, const void* data) {
+    Tensor* out = nullptr;
+    TF_RETURN_IF_ERROR(context->allocate_output(index, {rows, width}, &out));
+    if (rows > 0) {
+      std::memcpy(out->flat<int32_t>().data(), data,
+                  rows * width * sizeof(int32_t));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status OutputPixels(OpKernelContext* context,
+                            const Structure& structure, int64_t count) {
+    const int64_t channels = spec_.frame.channels;
+    const InternTable* table = structure.maps()[0].table.get();
+    // Pixels of one byte are not interned: each of the 256 is its own id.
+    const int64_t pixels = table != nullptr ? table->size()
+                           : count > 0      ? 256
+                                            : 0;
+    Tensor* out = nullptr;
+    TF_RETURN_IF_ERROR(context->allocate_output(0, {pixels, channels}, &out));
+    float* to = out->flat<float>().data();
+    for (int64_t i = 0; i < pixels; ++i, to += channels) {
+      if (table == nullptr) {
+        *to = i;
+        continue;
+      }
+      T values[64];
+      for (int64_t c = 0; c < channels; c += 64) {
+        const int64_t size = std::min<int64_t>(64, channels - c);
+        std::memcpy(
+            values,
+            reinterpret_cast<const uint8_t*>(table->key(i)) + c * sizeof(T),
+            size * sizeof(T));
+        std::copy(values, values + size, to + c);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  NetworkSpec spec_;
+};
+
+// Checks rows, patches and kernel, and puts their sizes together.
+absl::Status ReadPatchShape(OpKernelContext* context, int64_t groups,
+                            PatchShape* shape) {
+  const Tensor& rows = context->input(0);
+  const Tensor& patches = context->input(1);
+  const Tensor& kernel = context->input(2);
+  TF_RETURN_IF_ERROR(CheckRank("rows", rows, 2, "[U, C]"));
+  TF_RETURN_IF_ERROR(CheckRank("patches", patches, 2, "[M, taps]"));
+  TF_RETURN_IF_ERROR(
+      CheckRank("kernel", kernel, 4, "[height, width, C / groups, filters]"));
+  shape->rows = rows.dim_size(0);
+  shape->channels = rows.dim_size(1);
+  shape->patches = patches.dim_size(0);
+  shape->taps = patches.dim_size(1);
+  shape->filters = kernel.dim_size(3);
+  shape->groups = groups;
+  if (kernel.dim_size(0) * kernel.dim_size(1) != shape->taps ||
+      kernel.dim_size(2) * groups != shape->channels ||
+      shape->filters % groups != 0 || kernel.NumElements() == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kernel must be [height, width, C / groups, filters] with height * "
+        "width = taps and groups = ",
+        groups, ", got ", kernel.shape().DebugString(), " for rows ",
+        rows.shape().DebugString(), " and patches ",
+        patches.shape().DebugString()));
+  }
+  return CheckIds("patches", patches, -1, shape->rows);
+}
+
+class PatchProductOp : public OpKernel {
+ public:
+  explicit PatchProductOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
+    bool relu = false;
+    OP_REQUIRES_OK(context, context->GetAttr("relu", &relu));
+    if (relu) ops_ = RowOps(Activation::kRelu);
+  }
+
+  void Compute(OpKernelContext* context) override {
+    PatchShape shape;
+    OP_REQUIRES_OK(context, ReadPatchShape(context, groups_, &shape));
+    const Tensor& bias = context->input(3);
+    OP_REQUIRES(context,
+                bias.dims() == 1 && (bias.dim_size(0) == 0 ||
+                                     bias.dim_size(0) == shape.filters),
+                Mismatch("bias", "[filters] or [0]", bias));
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(
+                                0, {shape.patches, shape.filters}, &out));
+    if (out->NumElements() == 0) return;
+    PackedKernel kernel;
+    kernel.Pack(context->input(2).flat<float>().data(),
+                bias.NumElements() == 0 ? nullptr : bias.flat<float>().data(),
+                shape.taps, shape.channels, shape.filters, shape.groups);
+    const float* rows = context->input(0).flat<float>().data();
+    const int32_t* patches = context->input(1).flat<int32_t>().data();
+    float* products = out->flat<float>().data();
+    kernel.ForBlocks(
+        shape.patches, OpThreads(context), [&](int64_t first, int64_t size) {
+          kernel.Multiply(rows, patches + first * shape.taps, size, ops_,
+                          nullptr, products + first * shape.filters);
+        });
+  }
+
+ private:
+  int64_t groups_ = 1;
+  RowOps ops_;
+};
+
+class PatchProductGradOp : public OpKernel {
+ public:
+  explicit PatchProductGradOp(OpKernelConstruction* context)
+      : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    PatchShape shape;
+    OP_REQUIRES_OK(context, ReadPatchShape(context, groups_, &shape));
+    const Tensor& gradient = context->input(3);
+    OP_REQUIRES(context,
+                gradient.shape() == TensorShape({shape.patches, shape.filters}),
+                Mismatch("gradient", "[M, filters]", gradient));
+    Tensor *rows = nullptr, *kernel = nullptr;
+    OP_REQUIRES_OK(
+        context, context->allocate_output(0, context->input(0).shape(), &rows));
+    OP_REQUIRES_OK(context, context->allocate_output(
+                                1, context->input(2).shape(), &kernel));
+    rows->flat<float>().setZero();
+    kernel->flat<float>().setZero();
+    PatchGradients(shape, context->input(0).flat<float>().data(),
+                   context->input(1).flat<int32_t>().data(),
+                   context->input(2).flat<float>().data(),
+                   gradient.flat<float>().data(), OpThreads(context),
+                   rows->flat<float>().data(), kernel->flat<float>().data());
+  }
+
+ private:
+  int64_t groups_ = 1;
+};
+
+// PatchPool and its gradient.
+template <bool kGradient>
+class PatchPoolOp : public OpKernel {
+ public:
+  explicit PatchPoolOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("max", &max_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& rows = context->input(0);
+    const Tensor& patches = context->input(1);
+    OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
+    OP_REQUIRES_OK(context, CheckRank("patches", patches, 2, "[M, taps]"));
+    OP_REQUIRES_OK(context, CheckIds("patches", patches, -1, rows.dim_size(0)));
+    const int64_t count = patches.dim_size(0), channels = rows.dim_size(1);
+    Tensor* out = nullptr;
+    if constexpr (kGradient) {
+      const Tensor& gradient = context->input(2);
+      OP_REQUIRES(context, gradient.shape() == TensorShape({count, channels}),
+                  Mismatch("gradient", "[M, C]", gradient));
+      OP_REQUIRES_OK(context, context->allocate_output(0, rows.shape(), &out));
+      out->flat<float>().setZero();
+      PoolGradients(max_, rows.flat<float>().data(), channels,
+                    patches.flat<int32_t>().data(), patches.dim_size(1), count,
+                    gradient.flat<float>().data(), out->flat<float>().data());
+    } else {
+      OP_REQUIRES_OK(context,
+                     context->allocate_output(0, {count, channels}, &out));
+      out->flat<float>().setZero();
+      PoolPatches(max_, rows.flat<float>().data(), channels,
+                  patches.flat<int32_t>().data(), patches.dim_size(1), count,
+                  out->flat<float>().data());
+    }
+  }
+
+ private:
+  bool max_ = false;
+};
+
+// PairProduct and its gradient.
+template <bool kGradient>
+class PairProductOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& rows = context->input(0);
+    const Tensor& pairs = context->input(1);
+    const Tensor& weights = context->input(2);
+    OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
+    OP_REQUIRES_OK(context,
+                   CheckRank("weights", weights, 3, "[positions, C, units]"));
+    OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
+                Mismatch("pairs", "[D, 2]", pairs));
+    OP_REQUIRES(
+        context, weights.dim_size(1) == rows.dim_size(1),
+        Mismatch("weights", "[positions, C, units] for rows [U, C]", weights));
+    const int64_t count = pairs.dim_size(0), channels = rows.dim_size(1);
+    const int64_t units = weights.dim_size(2), positions = weights.dim_size(0);
+    const auto* list =
+        reinterpret_cast<const Pair*>(pairs.flat<int32_t>().data());
+    for (int64_t i = 0; i < count; ++i) {
+      OP_REQUIRES(context,
+                  list[i].position >= 0 && list[i].position < positions &&
+                      list[i].row >= 0 && list[i].row < rows.dim_size(0) &&
+                      (i == 0 || list[i].position >= list[i - 1].position),
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "pairs must be (position, row) within weights and rows, "
+                      "ordered by position, got (",
+                      list[i].position, ", ", list[i].row, ") at ", i)));
+    }
+    const float* from = rows.flat<float>().data();
+    const float* matrices = weights.flat<float>().data();
+    if constexpr (kGradient) {
+      const Tensor& gradient = context->input(3);
+      OP_REQUIRES(context, gradient.shape() == TensorShape({count, units}),
+                  Mismatch("gradient", "[D, units]", gradient));
+      Tensor *rows_gradient = nullptr, *weights_gradient = nullptr;
+      OP_REQUIRES_OK(context,
+                     context->allocate_output(0, rows.shape(), &rows_gradient));
+      OP_REQUIRES_OK(context, context->allocate_output(1, weights.shape(),
+                                                       &weights_gradient));
+      rows_gradient->flat<float>().setZero();
+      weights_gradient->flat<float>().setZero();
+      PairGradients(list, count, from, channels, matrices, units,
+                    gradient.flat<float>().data(), OpThreads(context),
+                    rows_gradient->flat<float>().data(),
+                    weights_gradient->flat<float>().data());
+    } else {
+      Tensor* out = nullptr;
+      OP_REQUIRES_OK(context,
+                     context->allocate_output(0, {count, units}, &out));
+      PairProducts(list, count, from, channels, matrices, positions, units,
+                   OpThreads(context), out->flat<float>().data());
+    }
+  }
+};
+
+// RunSum and its gradient: from values by pair to values by frame, and back.
+template <bool kGradient>
+class RunSumOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor& from = context->input(0);
+    const Tensor& runs = context->input(1);
+    const Tensor& size = context->input(2);
+    OP_REQUIRES_OK(context, CheckRank(kGradient ? "gradient" : "values", from,
+                                      2, "[*, units]"));
+    OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 3,
+                Mismatch("runs", "[K, 3]", runs));
+    OP_REQUIRES(context, size.dims() == 0 && size.scalar<int32_t>()() >= 0,
+                Mismatch(kGradient ? "num_values" : "num_frames",
+                         "a scalar that is not negative", size));
+    const int64_t to_size = size.scalar<int32_t>()();
+    const int64_t frames = kGradient ? from.dim_size(0) : to_size;
+    const int64_t values = kGradient ? to_size : from.dim_size(0);
+    const int64_t count = runs.dim_size(0), units = from.dim_size(1);
+    const auto* list =
+        reinterpret_cast<const Run*>(runs.flat<int32_t>().data());
+    for (int64_t i = 0; i < count; ++i) {
+      OP_REQUIRES(context,
+                  list[i].pair >= 0 && list[i].pair < values &&
+                      list[i].begin >= 0 && list[i].begin <= list[i].end &&
+                      list[i].end <= frames,
+                  absl::InvalidArgumentError(absl::StrCat(
+                      "runs must be (pair, begin, end) within ", values,
+                      " values and ", frames, " frames, got (", list[i].pair,
+                      ", ", list[i].begin, ", ", list[i].end, ") at ", i)));
+    }
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(0, {to_size, units}, &out));
+    const float* data = from.flat<float>().data();
+    float* to = out->flat<float>().data();
+    if constexpr (kGradient) {
+      out->flat<float>().setZero();
+      RunGradients(list, count, data, units, frames, to);
+    } else {
+      RunSums(list, count, data, units, frames, to);
+    }
+  }
+};
+
+#define REGISTER_CPU(name, ...) \
+  REGISTER_KERNEL_BUILDER(      \
+      Name("ReuseTF>" name).Device(tensorflow::DEVICE_CPU), __VA_ARGS__)
+REGISTER_KERNEL_BUILDER(Name("ReuseTF>VideoStructure")
+                            .Device(tensorflow::DEVICE_CPU)
+                            .TypeConstraint<float>("T"),
+                        VideoStructureOp<float>);
+REGISTER_KERNEL_BUILDER(Name("ReuseTF>VideoStructure")
+                            .Device(tensorflow::DEVICE_CPU)
+                            .TypeConstraint<uint8_t>("T"),
+                        VideoStructureOp<uint8_t>);
+REGISTER_CPU("PatchProduct", PatchProductOp);
+REGISTER_CPU("PatchProductGrad", PatchProductGradOp);
+REGISTER_CPU("PatchPool", PatchPoolOp<false>);
+REGISTER_CPU("PatchPoolGrad", PatchPoolOp<true>);
+REGISTER_CPU("PairProduct", PairProductOp<false>);
+REGISTER_CPU("PairProductGrad", PairProductOp<true>);
+REGISTER_CPU("RunSum", RunSumOp<false>);
+REGISTER_CPU("RunSumGrad", RunSumOp<true>);
+#undef REGISTER_CPU
+
+}  // namespace
+}  // namespace reuse_tf
