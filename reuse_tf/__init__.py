@@ -2,7 +2,7 @@
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats, convert
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
-from reuse_tf.runner import LayerStats, Runner, RunnerStats
+from reuse_tf.runner import LayerStats, Runner, RunnerStats, Structure
 
 __all__ = [
     "IncrementalConv2D",
@@ -11,6 +11,7 @@ __all__ = [
     "Runner",
     "RunnerStats",
     "Stats",
+    "Structure",
     "changed_positions",
     "convert",
     "sparse_gather",

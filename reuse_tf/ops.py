@@ -13,8 +13,7 @@ _LIBRARY = "libreuse_tf.so"
 
 
 def _library_path():
-    """Where the compiled library is: beside this file, or, when this file is
-    of a checkout, where pip installed it."""
+    """Where the library is: beside this file, or where pip installed it."""
     override = os.environ.get("REUSE_TF_LIBRARY")
     if override:
         return pathlib.Path(override)
@@ -185,6 +184,11 @@ incremental_dense = _ops.reuse_tf_incremental_dense
 runner_step = _ops.reuse_tf_runner_step
 runner_reset = _ops.reuse_tf_runner_reset
 runner_stats = _ops.reuse_tf_runner_stats
+video_structure = _ops.reuse_tf_video_structure
+patch_product = _ops.reuse_tf_patch_product
+patch_pool = _ops.reuse_tf_patch_pool
+pair_product = _ops.reuse_tf_pair_product
+run_sum = _ops.reuse_tf_run_sum
 
 
 @tf.RegisterGradient("ReuseTF>SparseGather")
@@ -259,4 +263,47 @@ def _incremental_dense_grad(op, gradient):
         [inputs, kernel, bias],
         gradient,
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+
+
+@tf.RegisterGradient("ReuseTF>PatchProduct")
+def _patch_product_grad(op, gradient):
+    rows, patches, kernel, bias = op.inputs
+    if op.get_attr("relu"):
+        gradient = tf.where(op.outputs[0] > 0, gradient, 0.0)
+    rows_gradient, kernel_gradient = _ops.reuse_tf_patch_product_grad(
+        rows, patches, kernel, gradient, groups=op.get_attr("groups")
+    )
+    bias_gradient = tf.zeros_like(bias)
+    if bias.shape[0] != 0:
+        bias_gradient = tf.reduce_sum(gradient, 0)
+    return rows_gradient, None, kernel_gradient, bias_gradient
+
+
+@tf.RegisterGradient("ReuseTF>PatchPool")
+def _patch_pool_grad(op, gradient):
+    rows, patches = op.inputs
+    return (
+        _ops.reuse_tf_patch_pool_grad(
+            rows, patches, gradient, max=op.get_attr("max")
+        ),
+        None,
+    )
+
+
+@tf.RegisterGradient("ReuseTF>PairProduct")
+def _pair_product_grad(op, gradient):
+    rows_gradient, weights_gradient = _ops.reuse_tf_pair_product_grad(
+        *op.inputs, gradient
+    )
+    return rows_gradient, None, weights_gradient
+
+
+@tf.RegisterGradient("ReuseTF>RunSum")
+def _run_sum_grad(op, gradient):
+    values, runs, _ = op.inputs
+    return (
+        _ops.reuse_tf_run_sum_grad(gradient, runs, tf.shape(values)[0]),
+        None,
+        None,
     )

@@ -72,6 +72,31 @@ class RunnerStats(NamedTuple):
     seconds: dict
 
 
+class Structure(NamedTuple):
+    """What is distinct in a video, at every layer of a runner's model.
+
+    It depends on the frames and not on the weights: one structure serves any
+    number of passes. Integers but for the pixels; see `Runner.structure`.
+
+    Attributes:
+        pixels: The distinct pixels, float32 `[U, C]`.
+        patches: For each convolution and pooling, the distinct patches, as
+            ids of the rows of the layer before: int32 `[M, taps]`, -1 being
+            padding.
+        pairs: The distinct (position, row) pairs of the last map, int32
+            `[D, 2]`, ordered by position.
+        runs: Which pair holds when: (pair, first frame, last frame + 1), int32
+            `[K, 3]`, ordered by pair.
+        num_frames: T.
+    """
+
+    pixels: tf.Tensor
+    patches: list
+    pairs: tf.Tensor
+    runs: tf.Tensor
+    num_frames: int
+
+
 class Runner:
     """Runs a chain of Keras layers as one op, without dense activations.
 
@@ -110,6 +135,13 @@ class Runner:
 
     >>> runner = Runner(model)
     >>> logits = runner.step(frames)   # frames: uint8 [N, H, W, C]
+
+    The gradient of a whole episode, at the cost of what is distinct in it:
+
+    >>> with tf.GradientTape() as tape:
+    ...     logits = runner(episode)   # episode: uint8 [T, H, W, C]
+    ...     loss = ...
+    >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
     def __init__(self, model, reuse="content", max_rows=None):
@@ -156,6 +188,63 @@ class Runner:
         return ops.runner_step(
             self._state(frames.dtype), frames, self._chain.handles
         )
+
+    def __call__(self, frames):
+        """Computes the outputs for whole videos; differentiable.
+
+        Stateless, and independent of `step`. Under `tf.GradientTape` it gives
+        the gradient of any loss on the outputs with respect to every weight
+        of the model (batch normalization and dropout as in inference). Each
+        distinct patch is multiplied once, each distinct pair of a position
+        and a row meets the dense layer once, and the outputs are sums of
+        these over time; the gradients likewise, backwards.
+
+        Args:
+            frames: One video in time order, uint8 or float32 `[T, H, W, C]`,
+                NumPy or tensor; or a list of such videos, whose patches are
+                then shared; or a `Structure`.
+
+        Returns:
+            float32 `[T, units]`; for a list of videos, a list of these.
+
+        Raises:
+            tf.errors.InvalidArgumentError: If `frames` is not as above.
+        """
+        if isinstance(frames, (list, tuple)) and not isinstance(
+            frames, Structure
+        ):
+            if not frames:
+                return []
+            # The outputs of a frame depend on that frame alone: several videos
+            # are one.
+            videos = [tf.convert_to_tensor(video) for video in frames]
+            outputs = self(tf.concat(videos, 0))
+            return tf.split(outputs, [video.shape[0] for video in videos])
+        if not isinstance(frames, Structure):
+            frames = self.structure(frames)
+        rows = frames.pixels
+        patches = iter(frames.patches)
+        for layer in self._chain.row_functions:
+            rows = layer(rows, patches)
+        return self._chain.sum_over_time(rows, frames)
+
+    def structure(self, frames):
+        """Finds what is distinct in a video, for several passes over it.
+
+        Args:
+            frames: uint8 or float32 `[T, H, W, C]`, NumPy or tensor.
+
+        Returns:
+            A `Structure`, to be given to the runner in place of the frames.
+        """
+        frames = tf.convert_to_tensor(frames)
+        _check_dtype(frames.dtype)
+        pixels, pairs, runs, patches = ops.video_structure(
+            frames,
+            program=self._chain.program(frames.dtype),
+            num_stages=self._chain.num_stages,
+        )
+        return Structure(pixels, patches, pairs, runs, frames.shape[0])
 
     def reset_state(self, streams=None):
         """Forgets streams. Never needed for a right result.
@@ -207,13 +296,9 @@ class Runner:
     def _state(self, dtype):
         state = self._states.get(dtype)
         if state is None:
-            if dtype not in (tf.uint8, tf.float32):
-                raise ValueError(
-                    "Expected `frames` to be uint8 or float32. Received: "
-                    f"{dtype.name}"
-                )
+            _check_dtype(dtype)
             state = ops.new_runner_state(
-                self._chain.program("uint8" if dtype == tf.uint8 else "float"),
+                self._chain.program(dtype),
                 self.reuse,
                 self._max_rows,
             )
@@ -222,14 +307,30 @@ class Runner:
         return state
 
 
+def _check_dtype(dtype):
+    if dtype not in (tf.uint8, tf.float32):
+        raise ValueError(
+            f"Expected `frames` to be uint8 or float32. Received: {dtype.name}"
+        )
+
+
 class _Chain:
-    """A Keras model as the program and the variables of the runner's ops."""
+    """A Keras model as what the runner's ops need.
+
+    For `step`: a program, and the variables in its order. For the
+    differentiable path: functions of rows, one after the other.
+    """
 
     def __init__(self, model):
         layers, shape = _layers_of(model)
         self.frame_shape = shape
         self.map_names = []
         self.variables = []
+        self.num_stages = 0
+        # (rows, patches) -> rows, taking the next of `patches` if need be.
+        self.row_functions = []
+        self._output_functions = []  # [T, *] -> [T, *]
+        self._sum = None  # (rows, structure) -> [T, *]
         self._lines = []
         self._flat = False  # behind Flatten or global pooling
         self._bare_flatten = False  # behind Flatten, before a Dense
@@ -252,7 +353,14 @@ class _Chain:
 
     def program(self, dtype):
         height, width, channels = self.frame_shape
-        return [f"frames {height} {width} {channels} {dtype}", *self._lines]
+        kind = "uint8" if dtype == tf.uint8 else "float"
+        return [f"frames {height} {width} {channels} {kind}", *self._lines]
+
+    def sum_over_time(self, rows, structure):
+        outputs = self._sum(rows, structure)
+        for function in self._output_functions:
+            outputs = function(outputs)
+        return outputs
 
     def _add(self, *words):
         self._lines.append(" ".join(str(w) for w in words))
@@ -267,16 +375,21 @@ class _Chain:
     def _add_activation(self, layer, activation):
         name = FUSED_ACTIVATIONS.get(activation)
         if activation is keras.activations.softmax:
-            self._add_function(layer, "softmax")
+            self._add_function(layer, activation, "softmax")
         elif name is None:
             raise _unsupported(layer, f"of its activation {activation!r}")
         elif name != "linear":
-            self._add_function(layer, "activation", name)
+            self._add_function(layer, activation, "activation", name)
 
-    def _add_function(self, layer, *words):
+    def _add_function(self, layer, function, *words):
+        """Adds a function of single rows."""
         if self._bare_flatten:
             raise _unsupported(layer, "it stands between Flatten and Dense")
         self._add(*words)
+        if self._flat:
+            self._output_functions.append(function)
+        else:
+            self.row_functions.append(lambda rows, patches: function(rows))
 
     def dropout(self, layer):
         pass
@@ -286,7 +399,13 @@ class _Chain:
             ",".join(repr(float(v)) for v in np.ravel(values))
             for values in (layer.scale, layer.offset)
         )
-        self._add_function(layer, "affine", scale, offset)
+        self._add_function(
+            layer,
+            lambda rows: rows * layer.scale + layer.offset,
+            "affine",
+            scale,
+            offset,
+        )
 
     def activation(self, layer):
         self._add_activation(layer, layer.activation)
@@ -294,25 +413,39 @@ class _Chain:
     def relu(self, layer):
         top = math.inf if layer.max_value is None else layer.max_value
         self._add_function(
-            layer, "relu", layer.negative_slope, top, layer.threshold
+            layer, layer, "relu", layer.negative_slope, top, layer.threshold
         )
 
     def leaky_relu(self, layer):
-        self._add_function(layer, "relu", layer.negative_slope, math.inf, 0)
+        self._add_function(
+            layer, layer, "relu", layer.negative_slope, math.inf, 0
+        )
 
     def batch_normalization(self, layer):
         if list(np.ravel(layer.axis)) not in ([-1], [1 if self._flat else 3]):
             raise _unsupported(layer, f"of its axis {layer.axis}")
+        self.variables += [layer.gamma] if layer.scale else []
+        self.variables += [layer.beta] if layer.center else []
+        self.variables += [layer.moving_mean, layer.moving_variance]
+
+        def normalize(rows):
+            return tf.nn.batch_normalization(
+                rows,
+                layer.moving_mean.value,
+                layer.moving_variance.value,
+                layer.beta.value if layer.center else None,
+                layer.gamma.value if layer.scale else None,
+                layer.epsilon,
+            )
+
         self._add_function(
             layer,
+            normalize,
             "batch_norm",
             layer.epsilon,
             int(layer.scale),
             int(layer.center),
         )
-        self.variables += [layer.gamma] if layer.scale else []
-        self.variables += [layer.beta] if layer.center else []
-        self.variables += [layer.moving_mean, layer.moving_variance]
 
     def conv2d(self, layer):
         self._require_map(layer)
@@ -331,7 +464,25 @@ class _Chain:
             int(layer.use_bias),
         )
         self._add_weights(layer)
-        self.map_names.append(layer.name)
+        self._add_stage(layer)
+        # The usual activation is cheaper where the product is.
+        relu = layer.activation is keras.activations.relu
+
+        def convolve(rows, patches):
+            return ops.patch_product(
+                rows,
+                next(patches),
+                layer.kernel.value,
+                layer.bias.value if layer.use_bias else tf.zeros([0]),
+                groups=layer.groups,
+                relu=relu,
+            )
+
+        self.row_functions.append(convolve)
+        if relu:
+            self._add("activation relu")
+        else:
+            self._add_activation(layer, layer.activation)
 
     def pooling(self, layer):
         self._require_map(layer)
@@ -342,7 +493,12 @@ class _Chain:
                 layer.pool_size, layer.strides, (1, 1), layer.padding
             ),
         )
-        self.map_names.append(layer.name)
+        self._add_stage(layer)
+        self.row_functions.append(
+            lambda rows, patches: ops.patch_pool(
+                rows, next(patches), max=kind == "max"
+            )
+        )
 
     def global_average(self, layer):
         self._require_map(layer)
@@ -351,6 +507,13 @@ class _Chain:
         self._add("average")
         self._flat = True
         self.map_names.append(layer.name)
+        positions = math.prod(layer.input.shape[1:3])
+
+        def average(rows, structure):
+            values = tf.gather(rows, structure.pairs[:, 1]) / positions
+            return ops.run_sum(values, structure.runs, structure.num_frames)
+
+        self._sum = average
 
     def flatten(self, layer):
         if self._flat:
@@ -364,10 +527,34 @@ class _Chain:
         if getattr(layer, "quantization_mode", None):
             raise _unsupported(layer, "it is quantized")
         self._add("dense", layer.units, int(layer.use_bias))
-        if self._bare_flatten:
-            self.map_names.append(layer.name)
-        self._bare_flatten = False
         self._add_weights(layer)
+        if self._bare_flatten:
+            self._bare_flatten = False
+            self.map_names.append(layer.name)
+
+            def multiply(rows, structure):
+                weights = tf.reshape(
+                    layer.kernel.value, [-1, rows.shape[1], layer.units]
+                )
+                values = ops.pair_product(rows, structure.pairs, weights)
+                return ops.run_sum(
+                    values, structure.runs, structure.num_frames
+                )
+
+            self._sum = multiply
+        else:
+            self._output_functions.append(
+                lambda values: tf.matmul(values, layer.kernel.value)
+            )
+        if layer.use_bias:
+            self._output_functions.append(
+                lambda values: values + layer.bias.value
+            )
+        self._add_activation(layer, layer.activation)
+
+    def _add_stage(self, layer):
+        self.map_names.append(layer.name)
+        self.num_stages += 1
 
     def _add_weights(self, layer):
         if getattr(layer, "lora_enabled", False):
@@ -375,7 +562,6 @@ class _Chain:
         self.variables.append(layer.kernel)
         if layer.use_bias:
             self.variables.append(layer.bias)
-        self._add_activation(layer, layer.activation)
 
 
 _HANDLERS = {
