@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/structure.h"
 
 namespace reuse_tf {
@@ -26,10 +25,7 @@ struct Run {
 // reuse, step by step.
 class EpisodeRecorder {
  public:
-  // For so many positions, and at most so many frames.
-  EpisodeRecorder(int64_t positions, int64_t frames)
-      : open_(positions, Open{-1, 0}),
-        pairs_(2, std::min<int64_t>(positions * frames, INT32_MAX)) {}
+  explicit EpisodeRecorder(int64_t positions) : open_(positions, {-1, 0}) {}
 
   // Records the step that the structure just made.
   void Add(const Structure& structure) {
@@ -43,26 +39,47 @@ class EpisodeRecorder {
 
   // All that was recorded. `pairs` are distinct and in the order of their
   // positions, so that what belongs to a position is read once; `runs` are in
-  // the order of their pairs. Both orders are made by counting.
+  // the order of their pairs. Nothing is searched or compared: all is counted.
   void Finish(std::vector<Pair>* pairs, std::vector<Run>* runs) {
     const int64_t positions = open_.size();
     for (int64_t at = 0; at < positions; ++at) Close(at);
-    const int64_t count = pairs_.size();
-    std::vector<int64_t> next(positions + 1, 0);
-    for (int64_t i = 0; i < count; ++i) ++next[pairs_.key(i)[0] + 1];
-    for (int64_t p = 0; p < positions; ++p) next[p + 1] += next[p];
-    std::vector<int32_t> place(count);
-    pairs->resize(count);
-    for (int64_t i = 0; i < count; ++i) {
-      place[i] = next[pairs_.key(i)[0]]++;
-      (*pairs)[place[i]] = {pairs_.key(i)[0], pairs_.key(i)[1]};
+    std::vector<int64_t> ends(positions + 1, 0);
+    int32_t rows = 0;
+    for (const Shown& shown : shown_) {
+      ++ends[shown.position + 1];
+      rows = std::max(rows, shown.row + 1);
     }
-    next.assign(count + 1, 0);
-    for (const Run& run : runs_) ++next[place[run.pair] + 1];
-    for (int64_t i = 0; i < count; ++i) next[i + 1] += next[i];
-    runs->resize(runs_.size());
-    for (const Run& run : runs_) {
-      (*runs)[next[place[run.pair]]++] = {place[run.pair], run.begin, run.end};
+    for (int64_t p = 0; p < positions; ++p) ends[p + 1] += ends[p];
+    std::vector<Shown> ordered(shown_.size());
+    for (const Shown& shown : shown_) ordered[ends[shown.position]++] = shown;
+    // Of each row, the pair it last stood in.
+    std::vector<int32_t> pair_of(rows, -1);
+    std::vector<int64_t> next;  // by pair: where its next run goes
+    pairs->clear();
+    runs->resize(ordered.size());
+    for (int64_t begin = 0, p = 0; p < positions; begin = ends[p++]) {
+      const int64_t first = pairs->size();
+      next.clear();
+      for (int64_t i = begin; i < ends[p]; ++i) {
+        int32_t& pair = pair_of[ordered[i].row];
+        if (pair < first) {
+          pair = pairs->size();
+          pairs->push_back({ordered[i].position, ordered[i].row});
+          next.push_back(0);
+        }
+        ++next[pair - first];
+      }
+      for (int64_t at = begin, i = 0; i < static_cast<int64_t>(next.size());
+           ++i) {
+        const int64_t count = next[i];
+        next[i] = at;
+        at += count;
+      }
+      for (int64_t i = begin; i < ends[p]; ++i) {
+        const int32_t pair = pair_of[ordered[i].row];
+        (*runs)[next[pair - first]++] = {pair, ordered[i].begin,
+                                         ordered[i].end};
+      }
     }
   }
 
@@ -71,20 +88,20 @@ class EpisodeRecorder {
     int32_t row;  // -1: nothing yet
     int32_t begin;
   };
+  struct Shown {
+    int32_t position, row, begin, end;
+  };
 
   void Close(int64_t at) {
     const Open& open = open_[at];
     if (open.row < 0) return;
-    const int32_t key[2] = {static_cast<int32_t>(at), open.row};
-    int32_t pair = 0;
-    pairs_.Intern(key, 1, &pair);
-    runs_.push_back({pair, open.begin, frames_});
+    shown_.push_back(
+        {static_cast<int32_t>(at), open.row, open.begin, frames_});
   }
 
   int32_t frames_ = 0;
   std::vector<Open> open_;  // by position
-  InternTable pairs_;
-  std::vector<Run> runs_;
+  std::vector<Shown> shown_;
 };
 
 }  // namespace reuse_tf

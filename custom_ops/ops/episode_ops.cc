@@ -273,7 +273,7 @@ class VideoStructureOp : public OpKernel {
       max_rows.push_back(most(stage.window.positions()));
     }
     Structure structure(shape, windows, max_rows);
-    EpisodeRecorder recorder(structure.maps().back().pixels(), count);
+    EpisodeRecorder recorder(structure.maps().back().pixels());
     const auto* bytes = static_cast<const uint8_t*>(frames.data());
     const int64_t size = shape.pixels() * shape.pixel_size();
     const ParallelFor parallel = OpThreads(context);
