@@ -1,5 +1,6 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -323,6 +324,11 @@ class _Chain:
 
     def __init__(self, model):
         layers, shape = _layers_of(model)
+        if len(shape) != 3 or None in shape:
+            raise ValueError(
+                "Expected `model` to have an input of fixed shape [N, H, W, "
+                f"C]. Received: {(None, *shape)}"
+            )
         self.frame_shape = shape
         self.map_names = []
         self.variables = []
@@ -349,6 +355,7 @@ class _Chain:
                 "Flatten and at least one Dense layer. Received: "
                 f"{[type(layer).__name__ for layer in layers]}"
             )
+        self.map_names = _unique(self.map_names)
         self.handles = [v.value.handle for v in self.variables]
 
     def program(self, dtype):
@@ -582,6 +589,17 @@ _HANDLERS = {
 }
 
 
+def _unique(names):
+    """Numbers names that come again, as of a layer at two places."""
+    unique = []
+    for name in names:
+        candidates = itertools.chain(
+            [name], (f"{name}_{i}" for i in itertools.count(1))
+        )
+        unique.append(next(c for c in candidates if c not in unique))
+    return unique
+
+
 def _unsupported(layer, why):
     return ValueError(
         f"Runner does not support layer {layer.name!r} "
@@ -619,11 +637,6 @@ def _layers_of(model):
         if len(node.input_tensors) != 1:
             raise _unsupported(layer, "it has several inputs")
         tensor = node.input_tensors[0]
-    if len(shape) != 4 or None in shape[1:]:
-        raise ValueError(
-            "Expected `model` to have an input of fixed shape [N, H, W, C]. "
-            f"Received: {shape}"
-        )
     flat = []
     for layer in reversed(layers):
         if isinstance(layer, keras.Model):  # a nested model
