@@ -2,8 +2,10 @@
 #ifndef REUSE_TF_KERNELS_POOL_H_
 #define REUSE_TF_KERNELS_POOL_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace reuse_tf {
 
@@ -13,17 +15,18 @@ inline void PoolPatches(bool max, const float* rows, int64_t channels,
                         const int32_t* patches, int64_t taps, int64_t count,
                         float* out) {
   for (int64_t i = 0; i < count; ++i, patches += taps, out += channels) {
+    // As in TensorFlow, a maximum passes over NaN, and is finite at least.
+    if (max) std::fill_n(out, channels, std::numeric_limits<float>::lowest());
     int64_t inside = 0;
     for (int64_t t = 0; t < taps; ++t) {
       if (patches[t] < 0) continue;
       const float* row = rows + patches[t] * channels;
-      if (inside++ == 0) {
-        std::memcpy(out, row, channels * sizeof(float));
-      } else if (max) {
+      if (max) {
         for (int64_t c = 0; c < channels; ++c) {
-          // A NaN wins, as in TensorFlow.
-          out[c] = out[c] >= row[c] || out[c] != out[c] ? out[c] : row[c];
+          out[c] = out[c] < row[c] ? row[c] : out[c];
         }
+      } else if (inside++ == 0) {
+        std::memcpy(out, row, channels * sizeof(float));
       } else {
         for (int64_t c = 0; c < channels; ++c) out[c] += row[c];
       }
