@@ -109,7 +109,10 @@ rows: For the frames and each window: rows in use, and their bound.
 class RunnerState : public tensorflow::ResourceBase {
  public:
   RunnerState(const NetworkSpec& spec, const Network::Options& options)
-      : spec(spec), weight_sizes(spec.WeightSizes()), network(spec, options) {}
+      : spec(spec), weight_sizes(spec.WeightSizes()), network(spec, options) {
+    // Later only when some weight changes.
+    if (weight_sizes.empty()) network.SetWeights({}, true);
+  }
   std::string DebugString() const override { return "network of a runner"; }
 
   const NetworkSpec spec;
