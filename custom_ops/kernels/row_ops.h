@@ -102,9 +102,12 @@ struct RowOp {
         return Activate(activation, x, n);
       case kRelu:
         for (int64_t i = 0; i < n; ++i) {
-          x[i] = x[i] < threshold   ? negative_slope * (x[i] - threshold)
-                 : x[i] > max_value ? max_value
-                                    : x[i];
+          const float v = x[i];
+          x[i] = v > threshold         ? std::min(v, max_value)
+                 : negative_slope != 0 ? negative_slope * (v - threshold)
+                 // Keras lets a NaN through here unless there is a threshold.
+                 : v != v && threshold == 0 ? v
+                                            : 0;
         }
         return;
       case kSoftmax: {
