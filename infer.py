@@ -13,6 +13,9 @@ CHECKPOINT = flags.DEFINE_string(
     "Saved policy (.keras) to play. If not given, --filters describes one, "
     "with random weights.",
 )
+NUM_ENVS = flags.DEFINE_integer(
+    "num_envs", 1, "Environments to play at once.", lower_bound=1
+)
 flags.adopt_module_key_flags(program)
 
 
@@ -31,17 +34,18 @@ def main(_):
             program.GAME.value,
             downsample=program.DOWNSAMPLE.value,
             filters=program.FILTERS.value,
-            reuse=program.REUSE.value,
+            num_envs=NUM_ENVS.value,
             checkpoint=CHECKPOINT.value,
             seed=program.SEED.value,
         )
-    except ValueError as error:
-        program.fail(error)
-    try:
         summary = play.play(
-            env, policy, steps=program.STEPS.value, seed=program.SEED.value
+            env,
+            policy,
+            steps=program.STEPS.value,
+            reuse=program.REUSE.value,
+            seed=program.SEED.value,
         )
-    except FloatingPointError as error:
+    except (FloatingPointError, ValueError) as error:
         program.fail(error)
     print(summary)
     if program.SUMMARY_JSON.value is not None:

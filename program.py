@@ -40,14 +40,15 @@ DOWNSAMPLE = flags.DEFINE_integer(
     "downsample", 2, "Keep every n-th pixel of the screen: 1, 2 or 4."
 )
 STEPS = flags.DEFINE_integer(
-    "steps", 3000, "Steps of the environment.", lower_bound=1
+    "steps", 3000, "Steps of the environments in all.", lower_bound=1
 )
 REUSE = flags.DEFINE_enum(
     "reuse",
-    "temporal",
-    ["temporal", "none"],
-    "What is reused. temporal: an activation whose inputs are those of the "
-    "last frame. none: nothing, by plain Keras layers.",
+    "content",
+    ["content", "temporal", "none"],
+    "What is reused. content: an activation whose inputs were seen before, "
+    "anywhere. temporal: one whose inputs are those of the last frame. none: "
+    "nothing, by plain Keras layers.",
 )
 SEED = flags.DEFINE_integer(
     "seed",

@@ -4,13 +4,14 @@ import dataclasses
 import sys
 import time
 
+import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 from reuse_tf.policy import build_policy, load_policy, sample
+from reuse_tf.runner import Runner
 
 # Seconds between two updates of the progress bar.
 _INTERVAL = 0.2
@@ -22,16 +23,16 @@ class Summary:
 
     Attributes:
         game: Short name of the game.
-        steps: Steps of the environment.
-        environment_seconds: Time spent in the environment's steps and resets.
+        steps: Steps of all environments together.
+        environment_seconds: Time spent in the environments' steps and resets.
         policy_seconds: Time spent in evaluating the policy and drawing
             actions.
         total_seconds: Time from the beginning of the first step to the end of
             the last.
         returns: The return of each episode that has ended, in order.
-        recomputed: For each convolution and dense layer, by name, the
-            fraction of its positions that was computed rather than reused. A
-            layer without reuse has 1.
+        recomputed: For each layer over positions (convolutions, poolings and
+            the first dense layer), by name, the fraction of them that was
+            computed rather than reused. Without reuse it is 1.
     """
 
     game: str
@@ -52,8 +53,9 @@ class Summary:
                 "environment": self.environment_seconds,
                 "policy": self.policy_seconds,
             },
-            "steps_per_second": (
-                self.steps / self.total_seconds if self.steps else 0.0
+            "steps_per_second": _rate(self.steps, self.total_seconds),
+            "environment_steps_per_second": _rate(
+                self.steps, self.environment_seconds
             ),
             "episodes": len(self.returns),
             "mean_return": float(np.mean(self.returns))
@@ -76,7 +78,9 @@ class Summary:
             "steps": self.steps,
             "seconds": f"{seconds['total']:.3f} (environment "
             f"{seconds['environment']:.3f}, policy {seconds['policy']:.3f})",
-            "steps per second": f"{values['steps_per_second']:.0f}",
+            "steps per second": f"{values['steps_per_second']:.0f} "
+            "(environment alone "
+            f"{values['environment_steps_per_second']:.0f})",
             "episodes": values["episodes"],
             "return": returns,
             "recomputed": ", ".join(
@@ -95,7 +99,7 @@ def prepare(
     *,
     downsample=2,
     filters=(40, 80),
-    reuse="temporal",
+    num_envs=1,
     checkpoint=None,
     seed=None,
 ):
@@ -105,34 +109,40 @@ def prepare(
         game: See `atari.make`.
         downsample: See `atari.make`.
         filters: See `build_policy`. Not used with a checkpoint.
-        reuse: `"temporal"` or `"none"`: whether the policy's layers reuse
-            activations from frame to frame.
+        num_envs: Number of environments to play at once.
         checkpoint: A saved policy to load. If none, the weights are random.
         seed: An integer that decides the random weights.
 
     Returns:
-        A pair of a `gymnasium.Env` and a Keras model.
+        A pair of a `gymnasium.Env`, or a `gymnasium.vector.VectorEnv` if
+        there are several environments, and a Keras model.
 
     Raises:
         ValueError: If there is no such game, or the checkpoint holds no
             policy for it.
     """
-    env = atari.make(game, downsample=downsample)
-    input_shape = env.observation_space.shape
-    num_actions = int(env.action_space.n)
-    incremental = reuse != "none"
+    if num_envs == 1:
+        env = atari.make(game, downsample=downsample)
+        input_shape = env.observation_space.shape
+        num_actions = int(env.action_space.n)
+    else:
+        env = atari.make_vector(game, num_envs, downsample=downsample)
+        input_shape = env.single_observation_space.shape
+        num_actions = int(env.single_action_space.n)
     if checkpoint is not None:
-        policy = load_policy(checkpoint, input_shape, num_actions, incremental)
+        policy = load_policy(
+            checkpoint, input_shape, num_actions, incremental=False
+        )
     else:
         if seed is not None:
             keras.utils.set_random_seed(seed)
         policy = build_policy(
-            input_shape, num_actions, filters, incremental=incremental
+            input_shape, num_actions, filters, incremental=False
         )
     return env, policy
 
 
-def play(env, policy, *, steps, seed=None):
+def play(env, policy, *, steps, reuse="content", seed=None):
     """Plays a game, drawing each action from the policy's softmax.
 
     A seed decides the actions and the returns. Whether the policy reuses
@@ -141,10 +151,13 @@ def play(env, policy, *, steps, seed=None):
     and a line at the end if not. Ctrl-C ends the play early.
 
     Args:
-        env: An environment as `atari.make` makes it.
-        policy: A Keras model, frames `[1, height, width, channels]` to logits
-            `[1, num_actions]`.
-        steps: Steps to play, over as many episodes as it takes.
+        env: An environment as `atari.make` or `atari.make_vector` makes it.
+        policy: A Keras model, frames `[N, height, width, channels]` to logits
+            `[N, num_actions]`.
+        steps: Steps to play, over as many episodes as it takes. Several
+            environments share them, and all do the same number.
+        reuse: `"content"` or `"temporal"`, as of `Runner`, or `"none"`: plain
+            Keras.
         seed: An integer.
 
     Returns:
@@ -152,51 +165,119 @@ def play(env, policy, *, steps, seed=None):
 
     Raises:
         FloatingPointError: If the policy's logits are not finite.
+        ValueError: If `reuse` is none of these, or `Runner` does not support
+            the policy.
     """
-    step_policy = _compile(policy)
+    games = (
+        _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
+    )
+    step_policy, recomputed = _compile(policy, reuse, games.num_envs)
     rng = np.random.default_rng(seed)
     bar = keras.utils.Progbar(
         steps, verbose=1 if sys.stdout.isatty() else 2, interval=0
     )
-    returns = []
     played, in_policy, in_environment = 0, 0.0, 0.0
-    before = _positions(policy)
-    frame, _ = env.reset(seed=seed)
+    frames = games.reset(seed)
     start = end = next_update = time.perf_counter()
     try:
         while played < steps:
             begin = time.perf_counter()
-            logits = step_policy(frame[np.newaxis])[0]
-            action = sample(logits, rng.random())
+            logits = step_policy(frames)
+            actions = [sample(row, rng.random()) for row in logits]
             chosen = time.perf_counter()
-            frame, _, terminated, truncated, info = env.step(action)
-            if terminated or truncated:
-                returns.append(float(info["episode"]["r"]))
-                frame, _ = env.reset()
+            frames = games.step(actions)
             end = time.perf_counter()
             in_policy += chosen - begin
             in_environment += end - chosen
-            played += 1
+            played += games.num_envs
             if end >= next_update:
-                bar.update(played, finalize=False)
+                bar.update(min(played, steps), finalize=False)
                 next_update = end + _INTERVAL
     except KeyboardInterrupt:
         pass
-    bar.update(played, finalize=True)
+    bar.update(min(played, steps), finalize=True)
     return Summary(
         game=atari.short_name(env.spec.id),
         steps=played,
         environment_seconds=in_environment,
         policy_seconds=in_policy,
         total_seconds=end - start,
-        returns=tuple(returns),
-        recomputed=_recomputed(before, _positions(policy)),
+        returns=tuple(games.returns),
+        recomputed=recomputed(),
     )
 
 
-def _compile(policy):
-    """Returns a function from uint8 frames to logits, both NumPy arrays."""
-    shape = (1, *policy.input_shape[1:])
+class _One:
+    """One environment, as a batch of one. Begins new episodes by itself."""
+
+    num_envs = 1
+
+    def __init__(self, env):
+        self._env = env
+        self.returns = []  # of the episodes that have ended
+
+    def reset(self, seed):
+        frame, _ = self._env.reset(seed=seed)
+        return frame[np.newaxis]
+
+    def step(self, actions):
+        frame, _, terminated, truncated, info = self._env.step(actions[0])
+        if terminated or truncated:
+            self.returns.append(float(info["episode"]["r"]))
+            frame, _ = self._env.reset()
+        return frame[np.newaxis]
+
+
+class _Several:
+    """Several environments that begin new episodes in the same step."""
+
+    def __init__(self, env):
+        self._env = env
+        self.num_envs = env.num_envs
+        self.returns = []  # of the episodes that have ended
+        self._rewards = np.zeros(env.num_envs)  # of the present ones, so far
+
+    def reset(self, seed):
+        frames, _ = self._env.reset(seed=seed)
+        self._rewards[:] = 0
+        return frames
+
+    def step(self, actions):
+        frames, rewards, terminated, truncated, _ = self._env.step(
+            np.array(actions)
+        )
+        self._rewards += rewards
+        ended = terminated | truncated
+        if ended.any():
+            self.returns += self._rewards[ended].tolist()
+            self._rewards[ended] = 0
+        return frames
+
+
+def _compile(policy, reuse, num_envs):
+    """Makes a function of a policy.
+
+    Returns:
+        A pair of a function from uint8 frames to logits, both NumPy arrays,
+        and one that tells, by layer name, what fraction was computed.
+    """
+    if reuse != "none":
+        try:
+            runner = Runner(policy, reuse)
+        except ValueError as error:
+            raise ValueError(f"{error} Or play with --reuse=none.") from error
+
+        def recomputed():
+            return {
+                name: layer.new_rows / max(1, layer.positions)
+                for name, layer in runner.stats.layers.items()
+            }
+
+        return (
+            lambda frames: runner.step(np.ascontiguousarray(frames)).numpy(),
+            recomputed,
+        )
+    shape = (num_envs, *policy.input_shape[1:])
     # Calling the concrete function saves half the time of the call itself,
     # 200 microseconds, which matching its arguments to a trace would take.
     call = tf.function(
@@ -204,33 +285,16 @@ def _compile(policy):
     ).get_concrete_function(tf.TensorSpec(shape, tf.uint8))
     # The first call is slow, as TensorFlow optimises the graph.
     call(tf.zeros(shape, tf.uint8))
-    return lambda frames: call(tf.constant(frames)).numpy()
+    names = [
+        layer.name
+        for layer in policy.layers
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+    ]
+    return (
+        lambda frames: call(tf.constant(frames)).numpy(),
+        lambda: dict.fromkeys(names, 1.0),
+    )
 
 
-def _positions(policy):
-    """Returns, by layer name, the pair of computed and all positions so far.
-
-    Plain layers, which do not count and reuse nothing, have None.
-    """
-    positions = {}
-    for layer in policy.layers:
-        if isinstance(layer, (IncrementalConv2D, IncrementalDense)):
-            stats = layer.stats
-            positions[layer.name] = np.array(
-                [stats.recomputed_positions, stats.positions]
-            )
-        elif isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
-            positions[layer.name] = None
-    return positions
-
-
-def _recomputed(before, after):
-    """Returns, by layer name, the fraction computed between two counts."""
-    fractions = {}
-    for name, counts in after.items():
-        if counts is None:
-            fractions[name] = 1.0
-        else:
-            computed, total = (counts - before[name]).tolist()
-            fractions[name] = computed / max(1, total)
-    return fractions
+def _rate(steps, seconds):
+    return steps / seconds if steps else 0.0

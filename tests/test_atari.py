@@ -1,5 +1,6 @@
 """Atari games as streams of small one-channel frames."""
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -98,3 +99,84 @@ def test_an_unknown_game_names_the_closest(game, closest):
 def test_other_downsamples_are_refused(downsample):
     with pytest.raises(ValueError, match=f"downsample={downsample}"):
         atari.make("Pong", downsample=downsample)
+
+
+def rom_of(game):
+    return ale_py.roms.get_rom_path(gym.spec(f"ALE/{game}-v5").kwargs["game"])
+
+
+# Of screens of two heights.
+@pytest.mark.parametrize("game", ["Pong", "Carnival"])
+@pytest.mark.parametrize("downsample", [1, 2, 4])
+def test_several_environments_have_the_same_frames(game, downsample):
+    several = atari.make_vector(game, 3, downsample=downsample)
+    one = atari.make(game, downsample=downsample)
+    assert several.num_envs == 3
+    assert several.single_observation_space == one.observation_space
+    assert several.single_action_space.n == one.action_space.n
+    assert several.observation_space.shape == (3, *one.observation_space.shape)
+    assert several.spec.id == one.spec.id
+    frames, _ = several.reset(seed=5)
+    assert frames.dtype == np.uint8
+    # One alone, with the emulator's seed of the second.
+    ale = one.unwrapped.ale
+    ale.setInt("random_seed", 6)
+    ale.loadROM(rom_of(game))
+    ale.reset_game()
+    rng = np.random.default_rng(0)
+    for actions in rng.integers(several.single_action_space.n, size=(60, 3)):
+        frames, reward, terminated, truncated, _ = several.step(actions)
+        assert frames.shape == several.observation_space.shape
+        expected = one.unwrapped.step(int(actions[1]))
+        grey = ale.getScreenGrayscale()[::downsample, ::downsample]
+        np.testing.assert_array_equal(frames[1, ..., 0], grey)
+        assert (reward[1], terminated[1], truncated[1]) == expected[1:4]
+    several.close()
+
+
+def test_environments_that_end_are_reset_in_the_same_step():
+    env = atari.make_vector("Pong", 2, downsample=4)
+    first, _ = env.reset(seed=0)
+    totals, ended = np.zeros(2), []
+    while not all(ended) or len(ended) < 2:
+        frames, rewards, terminated, truncated, _ = env.step(np.zeros(2, int))
+        totals += rewards
+        for i in np.flatnonzero(terminated | truncated):
+            # The game is over at -21, with the last reward in this step.
+            ended.append(totals[i] <= -20)
+            # All scores are gone: the frame is of a new game.
+            assert np.abs(frames[i].astype(int) - first[i]).max() < 256
+            assert np.mean(frames[i, :6] == first[i, :6]) == 1
+            totals[i] = 0
+    env.close()
+
+
+def test_the_seeds_of_several_environments():
+    def play_several(seed):
+        env = atari.make_vector("Breakout", 3, downsample=4)
+        frames = [env.reset(seed=seed)[0].copy()]
+        for action in [1, 2, 3, 0] * 10:
+            frames.append(env.step(np.full(3, action))[0].copy())
+        env.close()
+        return np.stack(frames, 1)
+
+    a, b = play_several(1), play_several(2)
+    np.testing.assert_array_equal(a, play_several(1))
+    # Seeds that follow each other.
+    np.testing.assert_array_equal(a[1:], b[:2])
+    assert (a[0] != a[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("Pnog", 2), "Pong"),
+        (("Pong", 2, 3), "downsample=3"),
+    ],
+)
+def test_bad_arguments_of_several_are_named(arguments, named):
+    game, num_envs, *downsample = arguments
+    with pytest.raises(ValueError, match=named):
+        atari.make_vector(
+            game, num_envs, downsample=downsample[0] if downsample else 2
+        )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 
+import gymnasium as gym
 import keras
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ BAD_ARGUMENTS = {
     "--steps=many": "steps",
     "--downsample=3": "downsample",
     "--reuse=all": "reuse",
+    "--num_envs=0": "num_envs",
     "--seed=-1": "seed",
     "--checkpoint=missing.keras": "checkpoint",
     "--summary_json=missing/summary.json": "summary_json",
@@ -99,6 +101,7 @@ def test_the_summary_is_printed_and_written():
         "steps",
         "seconds",
         "steps_per_second",
+        "environment_steps_per_second",
         "episodes",
         "mean_return",
         "std_return",
@@ -111,6 +114,9 @@ def test_the_summary_is_printed_and_written():
     assert 0 < seconds["environment"] and 0 < seconds["policy"]
     assert seconds["environment"] + seconds["policy"] <= seconds["total"]
     assert summary["steps_per_second"] == pytest.approx(1500 / seconds["total"])
+    assert summary["environment_steps_per_second"] == pytest.approx(
+        1500 / seconds["environment"]
+    )
     assert summary["episodes"] >= 1
     assert -21 <= summary["mean_return"] < 0
     assert summary["std_return"] >= 0
@@ -158,19 +164,20 @@ def test_interrupting_prints_the_summary_of_what_was_played():
 def test_a_seed_decides_the_actions_with_and_without_reuse(game):
     played = []
     for reuse, seed in (
-        ("temporal", 5),
+        ("content", 5),
+        ("content", 5),
         ("temporal", 5),
         ("none", 5),
-        ("temporal", 6),
+        ("content", 6),
     ):
-        env, policy = prepare(
-            game, downsample=4, filters=(4, 8), reuse=reuse, seed=seed
+        env, policy = prepare(game, downsample=4, filters=(4, 8), seed=seed)
+        actions, summary = actions_of(
+            env, policy, steps=400, reuse=reuse, seed=seed
         )
-        actions, summary = actions_of(env, policy, steps=400, seed=seed)
         assert len(actions) == 400
         played.append((actions, summary.returns))
-    assert played[0] == played[1] == played[2]
-    assert played[0][0] != played[3][0]
+    assert played[0] == played[1] == played[2] == played[3]
+    assert played[0][0] != played[4][0]
 
 
 def test_a_checkpoint_plays_as_the_policy_it_holds():
@@ -180,15 +187,13 @@ def test_a_checkpoint_plays_as_the_policy_it_holds():
     policy.set_weights([20 * weight for weight in policy.get_weights()])
     policy.save("policy.keras")
     expected, _ = actions_of(env, policy, steps=200, seed=2)
-    for reuse in ("temporal", "none"):
+    for reuse in ("content", "temporal", "none"):
         env, loaded = prepare(
-            "Breakout",
-            downsample=4,
-            reuse=reuse,
-            checkpoint="policy.keras",
-            seed=9,
+            "Breakout", downsample=4, checkpoint="policy.keras", seed=9
         )
-        actions, summary = actions_of(env, loaded, steps=200, seed=2)
+        actions, summary = actions_of(
+            env, loaded, steps=200, reuse=reuse, seed=2
+        )
         assert actions == expected
         if reuse == "none":
             assert set(summary.recomputed.values()) == {1}
@@ -228,6 +233,7 @@ def test_summary_statistics():
         "steps": 30,
         "seconds": {"total": 4.0, "environment": 1.0, "policy": 2.0},
         "steps_per_second": 7.5,
+        "environment_steps_per_second": 30.0,
         "episodes": 2,
         "mean_return": 3.0,
         "std_return": 2.0,
@@ -236,10 +242,11 @@ def test_summary_statistics():
 
 
 def test_logits_that_are_not_finite_end_the_play():
-    env, policy = prepare("Pong", downsample=4, filters=(4,), reuse="none")
+    env, policy = prepare("Pong", downsample=4, filters=(4,))
     policy.set_weights([np.nan * weight for weight in policy.get_weights()])
-    with pytest.raises(FloatingPointError, match="not finite"):
-        play(env, policy, steps=3, seed=0)
+    for reuse in ("content", "temporal", "none"):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            play(env, policy, steps=3, reuse=reuse, seed=0)
     policy.save("policy.keras")
     result = infer("--checkpoint=policy.keras", "--downsample=4")
     assert result.returncode == 1
@@ -247,13 +254,121 @@ def test_logits_that_are_not_finite_end_the_play():
     assert "not finite" in line
 
 
-def test_any_model_of_the_right_shapes_can_play():
+def other_policy(env, *layers):
+    """A functional model that is none of `build_policy`."""
+    inputs = outputs = keras.Input(env.observation_space.shape, dtype="uint8")
+    for layer in (keras.layers.Rescaling(1 / 255), *layers):
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("reuse", ["content", "temporal", "none"])
+def test_any_chain_of_the_right_shapes_can_play(reuse):
     env = atari.make("Pong", downsample=4)
-    inputs = keras.Input(env.observation_space.shape, dtype="uint8")
-    pooled = keras.layers.AveragePooling2D(8)(
-        keras.layers.Rescaling(1 / 255)(inputs)
+    policy = other_policy(
+        env,
+        keras.layers.AveragePooling2D(8, name="pool"),
+        keras.layers.Flatten(),
+        keras.layers.Dense(8, activation="relu", name="hidden"),
+        keras.layers.Dense(6, name="logits"),
     )
-    outputs = keras.layers.Dense(6)(keras.layers.Flatten()(pooled))
-    policy = keras.Model(inputs, outputs)
-    summary = play(env, policy, steps=20, seed=0)
-    assert list(summary.recomputed.values()) == [1]
+    recomputed = play(env, policy, steps=20, reuse=reuse, seed=0).recomputed
+    if reuse == "none":
+        assert recomputed == {"hidden": 1, "logits": 1}
+    else:
+        assert list(recomputed) == ["pool", "hidden"]
+        assert all(0 < part < 0.5 for part in recomputed.values())
+
+
+def test_what_cannot_be_reused_is_one_clear_line():
+    env = atari.make("Pong", downsample=4)
+    policy = other_policy(
+        env,
+        keras.layers.GlobalMaxPooling2D(name="top"),
+        keras.layers.Dense(6),
+    )
+    policy.save("policy.keras")
+    arguments = ["--checkpoint=policy.keras", "--downsample=4", "--steps=5"]
+    result = infer(*arguments)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "'top'" in line and "--reuse=none" in line
+    assert infer(*arguments, "--reuse=none").returncode == 0
+
+
+# -- Several environments ----------------------------------------------------
+
+
+class FakeEnvs(gym.vector.VectorEnv):
+    """Two games: each reward is the action; episodes of 3 and of 5 steps."""
+
+    num_envs = 2
+    spec = gym.spec("ALE/Pong-v5")
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        self.time = np.zeros(2, int)
+        self.actions = []
+        return self.frames(), {}
+
+    def frames(self):
+        return np.full([2, 8, 6, 1], self.time[:, None, None, None], np.uint8)
+
+    def step(self, actions):
+        assert actions.shape == (2,)
+        self.actions.append(actions)
+        self.time += 1
+        terminated = self.time == np.array([3, 99])
+        truncated = self.time == np.array([99, 5])
+        self.time[terminated | truncated] = 0
+        return self.frames(), actions.copy(), terminated, truncated, {}
+
+
+@pytest.mark.parametrize("reuse", ["content", "temporal", "none"])
+def test_returns_of_several_environments(reuse):
+    env = FakeEnvs()
+    policy = build_policy((8, 6, 1), 4, (3,))
+    summary = play(env, policy, steps=21, reuse=reuse, seed=7)
+    assert env.seed == 7
+    # A whole number of rounds.
+    assert summary.steps == 22
+    actions = np.array(env.actions)
+    assert actions.shape == (11, 2)
+    assert len(np.unique(actions)) > 1
+    first, second = actions.T
+    assert summary.returns == (
+        first[0:3].sum(),
+        second[0:5].sum(),
+        first[3:6].sum(),
+        first[6:9].sum(),
+        second[5:10].sum(),
+    )
+
+
+def test_several_environments_play_as_one_would():
+    policy = build_policy((53, 40, 1), 6, (4, 8))
+    played = []
+    for reuse in ("content", "temporal", "none"):
+        env = atari.make_vector("Pong", 3, downsample=4)
+        actions, summary = actions_of(
+            env, policy, steps=600, reuse=reuse, seed=1
+        )
+        env.close()
+        assert summary.steps == 600
+        played.append(np.array(actions).tolist())
+        if reuse != "none":
+            assert all(0 < f < 0.5 for f in summary.recomputed.values())
+    assert played[0] == played[1] == played[2]
+
+
+def test_the_program_plays_several_environments():
+    result = infer(
+        *SMALL, "--steps=100", "--num_envs=8", "--summary_json=summary.json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    summary = json.loads(pathlib.Path("summary.json").read_text())
+    assert summary["steps"] == 104
+    rate = summary["environment_steps_per_second"]
+    assert rate > summary["steps_per_second"] > 0
+    assert f"(environment alone {rate:.0f})" in result.stdout
