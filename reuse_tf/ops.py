@@ -1,5 +1,6 @@
 """The compiled ops: their loader, their Python faces and their gradients."""
 
+import ctypes
 import importlib.metadata
 import os
 import pathlib
@@ -169,12 +170,30 @@ def new_state():
         return _ops.reuse_tf_incremental_state()
 
 
-def new_runner_state(program, reuse, max_rows):
-    """Makes the state of a runner (a resource handle); see program.h."""
+def new_runner_state(program, handles, reuse, max_rows):
+    """Makes the state of a runner; see program.h.
+
+    Returns:
+        A resource handle, and an address for `step_numpy` that is valid while
+        the handle lives.
+    """
     with tf.init_scope(), tf.device("CPU:0"):
-        return _ops.reuse_tf_runner_state(
-            program=program, reuse=reuse, max_rows=max_rows
+        state, address = _ops.reuse_tf_runner_state(
+            handles, program=program, reuse=reuse, max_rows=max_rows
         )
+        return state, int(address)
+
+
+# `runner_step` for NumPy arrays, as addresses, without TensorFlow around it:
+# (state, frames, streams, outputs) -> whether it went well.
+step_numpy = ctypes.CDLL(str(_library_path())).reuse_tf_runner_step
+step_numpy.restype = ctypes.c_bool
+step_numpy.argtypes = [
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+]
 
 
 reset_state = _ops.reuse_tf_reset_state

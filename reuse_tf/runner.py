@@ -15,10 +15,6 @@ from reuse_tf.layers import (
     IncrementalDense,
 )
 
-# The class and the device of what TensorFlow makes of a NumPy array.
-_EagerTensor = type(tf.constant(0))
-_CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
-
 SUPPORTED = (
     "Rescaling, Conv2D, IncrementalConv2D, Activation, ReLU, LeakyReLU, "
     "MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, "
@@ -163,7 +159,7 @@ class Runner:
         self._chain = _Chain(model)
         self._max_rows = int(max_rows or 0)
         self._states = {}  # by the dtype of the frames
-        self._dtype = tf.uint8  # of the last frames
+        self._last = self._state(tf.uint8)
 
     def step(self, frames):
         """Computes the outputs for the next frame of each stream.
@@ -178,17 +174,26 @@ class Runner:
                 of each of N streams.
 
         Returns:
-            float32 tensor `[N, units]`.
+            float32 `[N, units]`: a NumPy array for a NumPy array, and a tensor
+            for a tensor.
 
         Raises:
             tf.errors.InvalidArgumentError: If `frames` is not as above.
         """
-        if not isinstance(frames, tf.Tensor):
-            # An eighth of the cost of tf.convert_to_tensor.
-            frames = _EagerTensor(np.asarray(frames), _CPU, None)
-        return ops.runner_step(
-            self._state(frames.dtype), frames, self._chain.handles
-        )
+        if isinstance(frames, tf.Tensor):
+            return ops.runner_step(self._state(frames.dtype).handle, frames)
+        frames = np.ascontiguousarray(frames)
+        state = self._state(frames.dtype)
+        if frames.shape[1:] == self._chain.frame_shape:
+            outputs = np.empty((len(frames), self._chain.units), np.float32)
+            if len(frames) == 0 or ops.step_numpy(
+                state.address,
+                frames.__array_interface__["data"][0],
+                len(frames),
+                outputs.__array_interface__["data"][0],
+            ):
+                return outputs
+        return ops.runner_step(state.handle, frames).numpy()
 
     def __call__(self, frames):
         """Computes the outputs for whole videos; differentiable.
@@ -264,8 +269,8 @@ class Runner:
                     "Expected `streams` to be integers that are not negative. "
                     f"Received: streams={streams.tolist()}"
                 )
-        for state in self._states.values():
-            ops.runner_reset(state, [] if streams is None else streams)
+        for state in set(self._states.values()):
+            ops.runner_reset(state.handle, [] if streams is None else streams)
 
     @property
     def stats(self):
@@ -275,7 +280,7 @@ class Runner:
         """
         totals, seconds, maps, rows = (
             part.numpy().tolist()
-            for part in ops.runner_stats(self._state(self._dtype))
+            for part in ops.runner_stats(self._last.handle)
         )
         tables = ["frames", *self._chain.map_names[:-1]]
         return RunnerStats(
@@ -295,17 +300,32 @@ class Runner:
         )
 
     def _state(self, dtype):
+        """The state for frames of a dtype, TensorFlow's or NumPy's."""
         state = self._states.get(dtype)
         if state is None:
-            _check_dtype(dtype)
-            state = ops.new_runner_state(
-                self._chain.program(dtype),
-                self.reuse,
-                self._max_rows,
+            kind = tf.as_dtype(dtype)
+            _check_dtype(kind)
+            state = _State(
+                *ops.new_runner_state(
+                    self._chain.program(kind),
+                    self._chain.handles,
+                    self.reuse,
+                    self._max_rows,
+                )
             )
-            state = self._states.setdefault(dtype, state)
-        self._dtype = dtype
+            # A thread that came second takes the state of the first.
+            state = self._states.setdefault(kind, state)
+            self._states[np.dtype(kind.as_numpy_dtype)] = state
+        self._last = state
         return state
+
+
+class _State:
+    """A runner's network: its resource handle, and where it is."""
+
+    def __init__(self, handle, address):
+        self.handle = handle
+        self.address = address
 
 
 def _check_dtype(dtype):
@@ -357,6 +377,7 @@ class _Chain:
             )
         self.map_names = _unique(self.map_names)
         self.handles = [v.value.handle for v in self.variables]
+        self.units = model.outputs[0].shape[-1]
 
     def program(self, dtype):
         height, width, channels = self.frame_shape

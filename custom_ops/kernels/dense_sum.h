@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
+#include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 
@@ -77,34 +79,34 @@ class LeafMemo {
  public:
   LeafMemo(int64_t units, int64_t max_bytes)
       : units_(units),
-        stride_(2 + (units + 1) / 2 * 2),
+        stride_(Stride(2 + units)),
         max_slots_(max_bytes / (stride_ * int64_t{sizeof(float)})) {
     Clear();
   }
   void Clear() {
     slots_ = kFirstSlots;
     used_ = 0;
-    data_.assign(slots_ * stride_, 0);
+    data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
   }
 
   void Prefetch(int32_t leaf, int32_t id) const {
-    const float* slot = data_.data() + Index(Key(leaf, id));
-    __builtin_prefetch(slot);
-    __builtin_prefetch(slot + stride_ - 1);
+    const float* slot = Slot(Key(leaf, id));
+    for (int64_t i = 0; i < stride_; i += kLine) __builtin_prefetch(slot + i);
   }
   // The sum for the leaf with these contents, or null.
   const float* Find(int32_t leaf, int32_t id) const {
     const uint64_t key = Key(leaf, id);
-    const float* slot = data_.data() + Index(key);
+    const float* slot = Slot(key);
     return KeyOf(slot) == key ? slot + 2 : nullptr;
   }
   void Insert(int32_t leaf, int32_t id, const float* sum) {
-    if (2 * used_ > slots_ && 4 * slots_ <= max_slots_) Grow();
+    if (2 * used_ > slots_ && 2 * slots_ <= max_slots_) Grow();
     Put(Key(leaf, id), sum);
   }
 
  private:
   static constexpr int64_t kFirstSlots = 1024;
+  static constexpr int64_t kLine = 16;  // floats of a cache line
 
   static uint64_t Key(int32_t leaf, int32_t id) {  // never 0, which is empty
     return (uint64_t{static_cast<uint32_t>(leaf)} + 1) << 32 |
@@ -115,30 +117,42 @@ class LeafMemo {
     std::memcpy(&key, slot, sizeof(key));
     return key;
   }
-  int64_t Index(uint64_t key) const {
+  // Slots lie so that they touch as few cache lines as can be.
+  static int64_t Stride(int64_t size) {
+    int64_t stride = 4;
+    while (stride < size && stride < kLine) stride *= 2;
+    return stride < size ? (size + kLine - 1) / kLine * kLine : stride;
+  }
+  static float* FirstSlot(const LazyBuffer<float>& data) {
+    constexpr uintptr_t kBytes = kLine * sizeof(float);
+    const auto begin = reinterpret_cast<uintptr_t>(data.data());
+    return reinterpret_cast<float*>((begin + kBytes - 1) / kBytes * kBytes);
+  }
+  float* Slot(uint64_t key) const {
     key *= 0x9e3779b97f4a7c15u;
-    return ((key ^ key >> 32) & (slots_ - 1)) * stride_;
+    return FirstSlot(data_) + ((key ^ key >> 32) & (slots_ - 1)) * stride_;
   }
   void Put(uint64_t key, const float* sum) {
-    float* slot = data_.data() + Index(key);
+    float* slot = Slot(key);
     used_ += KeyOf(slot) == 0;
     std::memcpy(slot, &key, sizeof(key));
     std::memcpy(slot + 2, sum, units_ * sizeof(float));
   }
   void Grow() {
-    std::vector<float> old(4 * slots_ * stride_, 0);
-    old.swap(data_);
-    slots_ *= 4;
+    const LazyBuffer<float> old = std::move(data_);
+    const float* begin = FirstSlot(old);
+    const float* end = begin + slots_ * stride_;
+    slots_ *= 2;
     used_ = 0;
-    for (const float* slot = old.data(); slot < old.data() + old.size();
-         slot += stride_) {
+    data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
+    for (const float* slot = begin; slot < end; slot += stride_) {
       if (KeyOf(slot) != 0) Put(KeyOf(slot), slot + 2);
     }
   }
 
   int64_t units_, stride_, max_slots_;
   int64_t slots_ = 0, used_ = 0;
-  std::vector<float> data_;  // slots of a key, in two floats, and the sums
+  LazyBuffer<float> data_;  // slots of a key, in two floats, and the sums
 };
 
 // The geometry of a dense layer over `leaves` times `depth` inputs, of which

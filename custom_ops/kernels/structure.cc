@@ -140,6 +140,7 @@ bool Structure::StepWindow(int64_t index) {
   map.changed.Resize(streams() * map.height, map.width);
   for (int64_t n = 0; n < streams(); ++n) {
     if (!fresh_[n]) {
+      if (from.positions.empty()) continue;
       ChangedPositions(window, n, from.changed, &map.positions, &map.changed);
       continue;
     }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "custom_ops/kernels/network.h"
 #include "custom_ops/ops/common.h"
@@ -29,23 +30,30 @@ REGISTER_OP("ReuseTF>RunnerState")
     .Attr("program: list(string)")
     .Attr("reuse: {'content', 'temporal'}")
     .Attr("max_rows: int >= 0 = 0")
+    .Attr("num_weights: int >= 0")
+    .Input("weights: num_weights * resource")
     .Output("state: resource")
+    .Output("address: int64")
     .SetIsStateful()
-    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Scalar());
+      c->set_output(1, c->Scalar());
+      return absl::OkStatus();
+    })
     .Doc(R"doc(
 Makes a network that steps through the frames of streams. It lives as long as
 the handle.
 
 program: The network, line by line (program.h).
 max_rows: The most rows that each table holds; 0 for about 400 MB in all.
+weights: The variables, in the order in which the program mentions them.
+address: For reuse_tf_runner_step.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerStep")
     .Attr("T: {float, uint8}")
-    .Attr("num_weights: int >= 0")
     .Input("state: resource")
     .Input("frames: T")
-    .Input("weights: num_weights * resource")
     .Output("outputs: float")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
@@ -60,7 +68,6 @@ The network's outputs for one more frame of each stream.
 
 state: Of RunnerState.
 frames: [N, H, W, C], of the shape and type that the program says.
-weights: The variables, in the order in which the program mentions them.
 outputs: [N, units].
 )doc");
 
@@ -108,20 +115,73 @@ rows: For the frames and each window: rows in use, and their bound.
 
 class RunnerState : public tensorflow::ResourceBase {
  public:
-  RunnerState(const NetworkSpec& spec, const Network::Options& options)
-      : spec(spec), weight_sizes(spec.WeightSizes()), network(spec, options) {
-    // Later only when some weight changes.
-    if (weight_sizes.empty()) network.SetWeights({}, true);
-  }
+  RunnerState(const NetworkSpec& spec, const Network::Options& options,
+              std::vector<RefCountPtr<Var>> variables, ParallelFor threads)
+      : spec_(spec),
+        weight_sizes_(spec.WeightSizes()),
+        variables_(std::move(variables)),
+        threads_(std::move(threads)),
+        network_(spec, options),
+        weights_(weight_sizes_.size()),
+        pointers_(weight_sizes_.size()) {}
   std::string DebugString() const override { return "network of a runner"; }
 
-  const NetworkSpec spec;
-  const std::vector<int64_t> weight_sizes;
+  const NetworkSpec& spec() const { return spec_; }
 
-  std::mutex mu;
-  Network network;
-  std::vector<HeldWeight> weights;
-  std::vector<const float*> pointers;  // to the held weights
+  // frames [streams, height, width, channels] to outputs [streams, units].
+  absl::Status Step(const void* frames, int64_t streams, float* outputs) {
+    int64_t pixels = spec_.frame.pixels();
+    for (const auto& stage : spec_.stages) {
+      pixels = std::max(pixels, stage.window.positions());
+    }
+    TF_RETURN_IF_ERROR(CheckCountable("the number of positions of a layer",
+                                      streams * pixels));
+    const std::lock_guard<std::mutex> lock(mu_);
+    TF_RETURN_IF_ERROR(UpdateWeights());
+    network_.Step(frames, streams, threads_, outputs);
+    return absl::OkStatus();
+  }
+
+  // Calls f(network) while nobody else does.
+  template <typename F>
+  auto WithNetwork(const F& f) {
+    const std::lock_guard<std::mutex> lock(mu_);
+    return f(network_);
+  }
+
+ private:
+  absl::Status UpdateWeights() {
+    bool changed = !known_, moved = changed;
+    known_ = false;
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      changed |= weights_[i].Update(variables_[i].get());
+      const Tensor& now = weights_[i].tensor();
+      if (now.dtype() != tensorflow::DT_FLOAT ||
+          now.NumElements() != weight_sizes_[i]) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "weights[", i, "] must have ", weight_sizes_[i],
+            " float32 values, got ", tensorflow::DataTypeString(now.dtype()),
+            " ", now.shape().DebugString()));
+      }
+      const float* pointer = now.flat<float>().data();
+      moved |= pointer != pointers_[i];
+      pointers_[i] = pointer;
+    }
+    if (changed || moved) network_.SetWeights(pointers_, changed);
+    known_ = true;
+    return absl::OkStatus();
+  }
+
+  const NetworkSpec spec_;
+  const std::vector<int64_t> weight_sizes_;
+  const std::vector<RefCountPtr<Var>> variables_;
+  const ParallelFor threads_;
+
+  std::mutex mu_;
+  Network network_;
+  bool known_ = false;  // whether the network has the weights that are held
+  std::vector<HeldWeight> weights_;
+  std::vector<const float*> pointers_;  // to the held weights
 };
 
 absl::Status GetState(OpKernelContext* context,
@@ -144,12 +204,29 @@ class RunnerStateOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    Tensor* handle = nullptr;
+    Tensor *handle = nullptr, *address = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
+    OP_REQUIRES_OK(context, context->allocate_output(1, {}, &address));
+    const size_t count = spec_.WeightSizes().size();
+    OP_REQUIRES(context,
+                static_cast<size_t>(context->num_inputs()) == count,
+                absl::InvalidArgumentError(
+                    absl::StrCat("weights must be ", count, " variables, got ",
+                                 context->num_inputs())));
+    std::vector<RefCountPtr<Var>> variables(count);
+    for (size_t i = 0; i < count; ++i) {
+      OP_REQUIRES_OK(context, tensorflow::LookupResource(
+                                  context,
+                                  tensorflow::HandleFromInput(context, i),
+                                  &variables[i]));
+    }
     try {
+      auto* state = new RunnerState(spec_, options_, std::move(variables),
+                                    OpThreads(context));
       handle->scalar<ResourceHandle>()() =
-          ResourceHandle::MakeRefCountingHandle(
-              new RunnerState(spec_, options_), context->device()->name());
+          ResourceHandle::MakeRefCountingHandle(state,
+                                                context->device()->name());
+      address->scalar<int64_t>()() = reinterpret_cast<intptr_t>(state);
     } catch (const std::bad_alloc&) {
       context->CtxFailure(absl::ResourceExhaustedError(absl::StrCat(
           "no memory for tables of max_rows = ", options_.max_rows)));
@@ -169,7 +246,7 @@ class RunnerStepOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
-    const FrameShape& shape = state->spec.frame;
+    const FrameShape& shape = state->spec().frame;
     const Tensor& frames = context->input(1);
     OP_REQUIRES(
         context,
@@ -183,54 +260,12 @@ class RunnerStepOp : public OpKernel {
             tensorflow::DataTypeString(frames.dtype()), " ",
             frames.shape().DebugString())));
     const int64_t streams = frames.dim_size(0);
-    int64_t pixels = shape.pixels();
-    for (const auto& stage : state->spec.stages) {
-      pixels = std::max(pixels, stage.window.positions());
-    }
-    OP_REQUIRES_OK(context, CheckCountable("the number of positions of a layer",
-                                           streams * pixels));
     Tensor* outputs = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(
-                                0, {streams, state->spec.units()}, &outputs));
+                                0, {streams, state->spec().units()}, &outputs));
     if (streams == 0) return;
-    const std::lock_guard<std::mutex> lock(state->mu);
-    OP_REQUIRES_OK(context, UpdateWeights(context, state.get()));
-    state->network.Step(frames.flat<T>().data(), streams, OpThreads(context),
-                        outputs->flat<float>().data());
-  }
-
- private:
-  static absl::Status UpdateWeights(OpKernelContext* context,
-                                    RunnerState* state) {
-    const size_t count = context->num_inputs() - 2;
-    if (count != state->weight_sizes.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("weights must be ", state->weight_sizes.size(),
-                       " variables, got ", count));
-    }
-    bool changed = state->weights.size() != count, moved = changed;
-    state->weights.resize(count);
-    state->pointers.resize(count);
-    for (size_t i = 0; i < count; ++i) {
-      RefCountPtr<Var> variable;
-      TF_RETURN_IF_ERROR(tensorflow::LookupResource(
-          context, tensorflow::HandleFromInput(context, i + 2), &variable));
-      changed |= state->weights[i].Update(variable.get());
-      const Tensor& now = state->weights[i].tensor();
-      if (now.dtype() != tensorflow::DT_FLOAT ||
-          now.NumElements() != state->weight_sizes[i]) {
-        state->weights.clear();
-        return absl::InvalidArgumentError(absl::StrCat(
-            "weights[", i, "] must have ", state->weight_sizes[i],
-            " float32 values, got ", tensorflow::DataTypeString(now.dtype()),
-            " ", now.shape().DebugString()));
-      }
-      const float* pointer = now.flat<float>().data();
-      moved |= pointer != state->pointers[i];
-      state->pointers[i] = pointer;
-    }
-    if (changed || moved) state->network.SetWeights(state->pointers, changed);
-    return absl::OkStatus();
+    OP_REQUIRES_OK(context, state->Step(frames.flat<T>().data(), streams,
+                                        outputs->flat<float>().data()));
   }
 };
 
@@ -244,11 +279,12 @@ class RunnerResetOp : public OpKernel {
     OP_REQUIRES_OK(context, CheckRank("streams", streams, 1, "[M]"));
     OP_REQUIRES_OK(context, CheckIds("streams", streams, 0,
                                      std::numeric_limits<int32_t>::max()));
-    const std::lock_guard<std::mutex> lock(state->mu);
-    if (streams.NumElements() == 0) state->network.Reset();
-    for (int64_t i = 0; i < streams.NumElements(); ++i) {
-      state->network.Reset(streams.flat<int32_t>()(i));
-    }
+    state->WithNetwork([&](Network& network) {
+      if (streams.NumElements() == 0) network.Reset();
+      for (int64_t i = 0; i < streams.NumElements(); ++i) {
+        network.Reset(streams.flat<int32_t>()(i));
+      }
+    });
   }
 };
 
@@ -258,10 +294,15 @@ class RunnerStatsOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
-    const std::lock_guard<std::mutex> lock(state->mu);
-    const Network& network = state->network;
-    const NetworkStats& stats = network.stats();
-    const std::vector<int64_t> rows = network.Rows();
+    NetworkStats stats;
+    std::vector<int64_t> rows, max_rows;
+    Reuse reuse = Reuse::kContent;
+    state->WithNetwork([&](const Network& network) {
+      stats = network.stats();
+      rows = network.Rows();
+      max_rows = network.max_rows();
+      reuse = network.reuse();
+    });
     Tensor *totals, *seconds, *maps, *tables;
     OP_REQUIRES_OK(context, context->allocate_output(0, {4}, &totals));
     OP_REQUIRES_OK(context, context->allocate_output(1, {3}, &seconds));
@@ -274,7 +315,7 @@ class RunnerStatsOp : public OpKernel {
     totals->vec<int64_t>()(0) = stats.frames;
     totals->vec<int64_t>()(1) = stats.clears;
     totals->vec<int64_t>()(2) = stats.switches;
-    totals->vec<int64_t>()(3) = network.reuse() == Reuse::kContent;
+    totals->vec<int64_t>()(3) = reuse == Reuse::kContent;
     seconds->vec<double>()(0) = stats.structure_seconds;
     seconds->vec<double>()(1) = stats.rows_seconds;
     seconds->vec<double>()(2) = stats.dense_seconds;
@@ -289,7 +330,7 @@ class RunnerStatsOp : public OpKernel {
     }
     for (size_t i = 0; i < rows.size(); ++i) {
       tables->matrix<int64_t>()(i, 0) = rows[i];
-      tables->matrix<int64_t>()(i, 1) = network.max_rows()[i];
+      tables->matrix<int64_t>()(i, 1) = max_rows[i];
     }
   }
 };
@@ -310,4 +351,15 @@ REGISTER_KERNEL_BUILDER(
     Name("ReuseTF>RunnerStats").Device(tensorflow::DEVICE_CPU), RunnerStatsOp);
 
 }  // namespace
+
+// RunnerStep without TensorFlow around it, which takes several times as long as
+// the usual frame. `address` is that of a living RunnerState; frames and
+// outputs are as in RunnerStep, which is to be called, for its error, when this
+// returns false.
+extern "C" __attribute__((visibility("default"))) bool reuse_tf_runner_step(
+    int64_t address, const void* frames, int64_t streams, float* outputs) {
+  auto* state = reinterpret_cast<RunnerState*>(address);
+  return state->Step(frames, streams, outputs).ok();
+}
+
 }  // namespace reuse_tf
