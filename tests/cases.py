@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from reuse_tf import IncrementalConv2D, IncrementalDense
 
 # How a frame differs from the one before it.
-CHANGES = ["none", "some", "corner", "border", "full", "nan", "infinity"]
+CHANGES = [
+    "none",
+    "one",
+    "some",
+    "corner",
+    "border",
+    "full",
+    "nan",
+    "infinity",
+]
 changes = st.sampled_from(CHANGES)
 
 
@@ -16,7 +25,9 @@ def change(frames, kind, rng):
     """Returns `frames` `[N, H, W, C]`, or of any other rank, changed."""
     frames = frames.copy()
     flat = frames.reshape(-1)
-    if kind == "some":
+    if kind == "one":
+        flat[rng.integers(flat.size)] = rng.normal()
+    elif kind == "some":
         few = rng.random(flat.size) < rng.choice([0.01, 0.1, 0.5])
         flat[few] = rng.normal(size=few.sum())
     elif kind == "corner":  # the far one, of the last stream

@@ -182,6 +182,37 @@ class TestExact:
             for got, want in forever + recent:
                 assert_same_bits(got, want)
 
+    def test_outputs_held_and_let_go_at_random(self):
+        """Two tables take turns; each must catch up with the other."""
+        rng = np.random.default_rng(0)
+        layer = _layer([1, 12, 12, 1], 2, 3)
+        fresh = fresh_twin(layer)
+        frames = _normal(rng, [2, 12, 12, 1])
+        held = []
+        for _ in range(300):
+            frames = change(frames, "one", rng)
+            outputs = layer(frames)
+            fresh.reset_state()
+            want = fresh(frames).numpy()
+            assert_same_bits(outputs, want)
+            if rng.random() < 0.5:
+                held.append((outputs, want))
+            del outputs
+            if rng.random() < 0.3:
+                held.clear()
+            for got, want in held:
+                assert_same_bits(got, want)
+        # Few positions at a time, or this would not be tested.
+        assert layer.stats.recomputed_positions < 0.1 * layer.stats.positions
+
+    def test_the_same_values_in_another_shape(self):
+        rng = np.random.default_rng(0)
+        layer = _layer([1, 8, 6, 2], 3, 3, padding="same")
+        values = _normal(rng, [2 * 8 * 6 * 2])
+        for shape in [(2, 8, 6, 2), (2, 6, 8, 2), (1, 16, 6, 2), (4, 4, 6, 2)]:
+            frames = values.reshape(shape)
+            assert_close(layer(frames), plain_conv2d(layer, frames))
+
     def test_parts_and_arrays_of_outputs_are_not_overwritten(self):
         rng = np.random.default_rng(0)
         layer = _layer([1, 9, 9, 2], 3, 3)
