@@ -196,18 +196,16 @@ def policy_gradient(
     The returns are discounted in each episode, and normalised over all.
 
     Args:
-        logits_fn: A function from a list of uint8 arrays `[T, height, width,
-            channels]`, each of which holds successive frames of one episode,
-            to the logits `[sum of T, num_actions]` of all their frames, in
-            this order. Differentiable under `tf.GradientTape`.
+        logits_fn: A function from frames, uint8 `[T, height, width,
+            channels]`, to logits `[T, num_actions]`, differentiable under
+            `tf.GradientTape`: a `Runner`, or a Keras model.
         variables: The variables to differentiate with respect to.
         episodes: A list of `Episode`, of at least one step in all.
         discount: See `discounted_returns`.
         entropy: Weight of the entropy bonus.
         max_frames: The most frames to pass to a call of `logits_fn`, which
-            bounds the memory it takes. Frames of several episodes may then be
-            in one array. By default all are passed at once, one array per
-            episode.
+            bounds the memory it takes. By default all are passed at once, one
+            episode after the other.
 
     Returns:
         A `Gradient`.
@@ -225,12 +223,12 @@ def policy_gradient(
             [discounted_returns(e.rewards, discount) for e in episodes]
         )
     )
-    gradients, loss, nats, done = None, 0.0, 0.0, 0
-    for arrays in _stacked(episodes, max_frames):
-        part = slice(done, done + sum(map(len, arrays)))
-        done = part.stop
+    frames = [frame for episode in episodes for frame in episode.frames]
+    gradients, loss, nats = None, 0.0, 0.0
+    for begin in range(0, steps, max_frames or steps):
+        part = slice(begin, begin + (max_frames or steps))
         with tf.GradientTape() as tape:
-            logits = logits_fn(arrays)
+            logits = logits_fn(np.stack(frames[part]))
             part_nats = entropy_bonus(logits) / steps
             part_loss = (
                 policy_gradient_loss(
@@ -273,7 +271,7 @@ class Optimizer:
         self._clip_norm = clip_norm
         optimizer.build(variables)
 
-        @tf.function(jit_compile=True)
+        @tf.function(jit_compile=True, autograph=False)
         def apply(gradients, scale):
             optimizer.apply([g * scale for g in gradients], variables)
             return [tf.reduce_all(tf.math.is_finite(v)) for v in variables]
@@ -281,7 +279,8 @@ class Optimizer:
         # Compiled here and not at the first update, without a trace of it.
         state = [*variables, *optimizer.variables]
         before = [variable.numpy() for variable in state]
-        apply([tf.zeros_like(variable) for variable in variables], 1.0)
+        zeros = [tf.zeros_like(variable) for variable in variables]
+        apply(zeros, tf.constant(1.0))
         for variable, value in zip(state, before, strict=True):
             variable.assign(value)
         self._apply = apply
@@ -308,7 +307,7 @@ class Optimizer:
         scale = 1.0
         if self._clip_norm is not None and norm > self._clip_norm:
             scale = self._clip_norm / norm
-        finite = self._apply(gradients, tf.constant(scale, tf.float32))
+        finite = self._apply(gradients, tf.constant(scale))
         for variable, is_finite in zip(self.variables, finite, strict=True):
             if not is_finite:
                 raise FloatingPointError(
@@ -329,13 +328,3 @@ def _logits(logits):
             f"{logits.shape}"
         )
     return logits
-
-
-def _stacked(episodes, max_frames):
-    """Yields lists of frame arrays that together are the episodes."""
-    if max_frames is None:
-        yield [np.stack(episode.frames) for episode in episodes if len(episode)]
-        return
-    frames = [frame for episode in episodes for frame in episode.frames]
-    for begin in range(0, len(frames), max_frames):
-        yield [np.stack(frames[begin : begin + max_frames])]

@@ -26,7 +26,10 @@ OPTIMIZERS = {
 }
 _OPTIMIZER = "optimizer.npz"
 _CURVE = "learning_curve.png"
-# The memory that a dense model and its tape may take, roughly.
+# The most bytes of frames whose gradient a runner takes at once: 3000 frames
+# at a downsample of 2.
+_VIDEO_BYTES = 26e6
+# The most bytes of activations and their gradients in a dense model.
 _DENSE_BYTES = 200e6
 # Seconds between two updates of the progress bar, and of the learning curve.
 _BAR_INTERVAL = 0.2
@@ -251,7 +254,6 @@ def train(settings, run_dir, make_env=None):
         act, logits_fn, max_frames, recomputed = _evaluators(
             model, settings.reuse
         )
-        act(np.zeros((1, *frame_shape), np.uint8))  # The first call is slow.
         bar = _Bar(settings, rows)
         log = _tensorboard(directory.path)
         earlier = progress.total_seconds
@@ -408,38 +410,36 @@ def _evaluators(model, reuse):
         `reinforce.policy_gradient`; and a function that returns, by layer
         name, the fraction of positions that was computed in acting.
     """
-    if reuse == "none":
-        call = tf.function(
-            lambda frames: model(frames, training=False),
-            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
-        ).get_concrete_function()
+    if reuse != "none":
+        runner = Runner(model, reuse)
+        frame_bytes = np.prod(model.input_shape[1:])
         return (
-            lambda frames: call(tf.constant(frames)),
-            lambda arrays: call(tf.constant(np.concatenate(arrays))),
-            _dense_frames(model),
+            runner.step,
+            runner,
+            max(1, int(_VIDEO_BYTES / frame_bytes)),
             lambda: {
-                layer.name: 1.0
-                for layer in model.layers
-                if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+                name: stats.new_rows / max(1, stats.positions)
+                for name, stats in runner.stats.layers.items()
             },
         )
-    runner = Runner(model, reuse)
-    return (
-        runner.step,
-        lambda arrays: tf.concat(runner(arrays), 0),
-        None,
-        lambda: {
-            name: stats.new_rows / max(1, stats.positions)
-            for name, stats in runner.stats.layers.items()
-        },
-    )
-
-
-def _dense_frames(model):
-    """Returns how many frames a dense model may be differentiated at once."""
+    call = tf.function(
+        lambda frames: model(frames, training=False),
+        input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
+    ).get_concrete_function()
+    call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))  # Slow at first.
     activations = sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
-    # As floats, and again as gradients.
-    return max(1, int(_DENSE_BYTES / (2 * 4 * activations)))
+    names = [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+    ]
+    return (
+        lambda frames: call(tf.constant(frames)),
+        lambda frames: call(tf.constant(frames)),
+        # Of float32, and as many for their gradients.
+        max(1, int(_DENSE_BYTES / (2 * 4 * activations))),
+        lambda: dict.fromkeys(names, 1.0),
+    )
 
 
 def _spaces(env):
