@@ -17,7 +17,7 @@ class Catch(gym.Env):
     observation_space = gym.spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
     action_space = gym.spaces.Discrete(3)
 
-    def __init__(self, balls=3):
+    def __init__(self, balls=1):
         self._balls = balls
 
     def reset(self, *, seed=None, options=None):

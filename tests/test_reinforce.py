@@ -17,10 +17,6 @@ def policy():
     return build_policy(SHAPE, NUM_ACTIONS, (4,), incremental=False)
 
 
-def logits_fn(model):
-    return lambda arrays: model(np.concatenate(arrays))
-
-
 def episodes(*lengths, seed=0):
     rng = np.random.default_rng(seed)
     made = []
@@ -235,7 +231,7 @@ def keras_gradient(model, played, discount, entropy):
 def test_the_gradient_of_episodes_is_keras_s(entropy, max_frames):
     model, played = policy(), episodes(7, 1, 12)
     result = reinforce.policy_gradient(
-        logits_fn(model),
+        model,
         model.trainable_variables,
         played,
         discount=0.9,
@@ -254,12 +250,10 @@ def test_frames_are_passed_in_order_and_within_the_bound(max_frames):
     model, played = policy(), episodes(4, 0, 3)
     passed = []
 
-    def spy(arrays):
-        passed.append([len(array) for array in arrays])
-        seen.extend(np.concatenate(arrays))
-        return model(np.concatenate(arrays))
+    def spy(frames):
+        passed.append(frames)
+        return model(frames)
 
-    seen = []
     reinforce.policy_gradient(
         spy,
         model.trainable_variables,
@@ -267,9 +261,11 @@ def test_frames_are_passed_in_order_and_within_the_bound(max_frames):
         discount=0.9,
         max_frames=max_frames,
     )
-    assert passed == ([[4, 3]] if max_frames is None else [[3], [3], [1]])
+    lengths = [len(frames) for frames in passed]
+    assert lengths == ([7] if max_frames is None else [3, 3, 1])
     np.testing.assert_array_equal(
-        seen, [frame for episode in played for frame in episode.frames]
+        np.concatenate(passed),
+        [frame for episode in played for frame in episode.frames],
     )
 
 
@@ -277,7 +273,7 @@ def test_episodes_without_steps_are_refused():
     model = policy()
     with pytest.raises(ValueError, match="at least one step"):
         reinforce.policy_gradient(
-            logits_fn(model),
+            model,
             model.trainable_variables,
             episodes(0, 0),
             discount=0.9,
@@ -289,7 +285,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
     model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
     with pytest.raises(FloatingPointError, match="loss is not finite"):
         reinforce.policy_gradient(
-            logits_fn(model),
+            model,
             model.trainable_variables,
             episodes(5),
             discount=0.9,

@@ -1,0 +1,614 @@
+"""The program train.py, and the training under it."""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from catch import Catch
+
+import train as program_train
+from reuse_tf import policy, run_directory, training
+from reuse_tf.policy import load_policy
+from reuse_tf.run_directory import RunDirectory, newest_policy
+from reuse_tf.training import Settings, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = ["--game=Breakout", "--filters=2", "--downsample=4"]
+CHECKPOINT = ["optimizer.npz", "policy.keras", "state.json"]
+REUSES = ["content", "temporal", "none"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def settings(**changes):
+    """Settings for a few updates of Catch, with a checkpoint after each."""
+    return Settings(
+        **{
+            "game": "Catch",
+            "filters": (4,),
+            "reuse": "none",
+            "steps": None,
+            "episodes": 12,
+            "learning_rate": 0.01,
+            "batch_episodes": 2,
+            "num_envs": 2,
+            "checkpoint_seconds": 0,
+        }
+        | changes
+    )
+
+
+def program(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+        env=quiet_environment(),
+    )
+
+
+def quiet_environment():
+    """The environment, without what would make the program verbose."""
+    names = {"TF_CPP_MIN_LOG_LEVEL"}
+    return {k: v for k, v in os.environ.items() if k not in names}
+
+
+def weights_of(run_dir):
+    """The weights and the optimizer's state of the newest checkpoint."""
+    model = keras.models.load_model(newest_policy(run_dir))
+    with np.load(newest_policy(run_dir).parent / "optimizer.npz") as store:
+        return [*model.get_weights(), *(store[name] for name in store)]
+
+
+def assert_same_run(got, want):
+    """The same weights, optimizer, counters and rows, but for the seconds."""
+    for a, b in zip(weights_of(got), weights_of(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+    states = []
+    for path in got, want:
+        state = json.loads(
+            (newest_policy(path).parent / "state.json").read_text()
+        )
+        del state["episodes_bytes"]
+        for name in list(state["progress"]):
+            if "seconds" in name:
+                del state["progress"][name]
+        states.append(state)
+    assert states[0] == states[1]
+    assert rows_of(got) == rows_of(want)
+
+
+def rows_of(run_dir):
+    with open(pathlib.Path(run_dir) / "episodes.csv", newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def files_of(run_dir):
+    return sorted(path.name for path in pathlib.Path(run_dir).iterdir())
+
+
+# Learning.
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("reuse", REUSES)
+def test_it_learns_to_catch_a_ball_from_pixels(reuse, seed):
+    _, summary = train(
+        settings(
+            filters=(8,),
+            reuse=reuse,
+            episodes=2400,
+            learning_rate=0.005,
+            optimizer="rmsprop",
+            discount=0.95,
+            entropy=0.02,
+            num_envs=32,
+            batch_episodes=32,
+            seed=seed,
+            checkpoint_seconds=60,
+        ),
+        "run",
+        Catch,
+    )
+    # Chance is -5/7, and the optimum 1.
+    assert np.mean(summary.returns[:100]) < -0.2
+    assert np.mean(summary.returns[-300:]) > 0.85
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_the_first_update_is_that_of_a_dense_tape(reuse):
+    """With plain SGD, weights move by the gradient of Keras's own loss."""
+    seen = []
+
+    class Seen(gym.Wrapper):
+        def reset(self, **arguments):
+            self.frame, info = super().reset(**arguments)
+            return self.frame, info
+
+        def step(self, action):
+            result = super().step(action)
+            seen.append((self.frame, action, result[1], result[2]))
+            self.frame = result[0]
+            return result
+
+    arguments = {"num_envs": 1, "batch_episodes": 3, "reuse": reuse, "seed": 3}
+    arguments |= {"optimizer": "sgd", "learning_rate": 1.0, "discount": 0.9}
+    model, _ = train(
+        settings(episodes=3, **arguments), "run", lambda: Seen(Catch(balls=2))
+    )
+    keras.utils.set_random_seed(3)
+    twin = policy.build_policy(model.input_shape[1:], 3, (4,), incremental=True)
+    returns, after = [], 0.0
+    for _, _, reward, ended in reversed(seen):
+        after = reward + (0.0 if ended else 0.9 * after)
+        returns.insert(0, after)
+    returns = (np.array(returns) - np.mean(returns)) / np.std(returns)
+    twin.compile(
+        keras.optimizers.SGD(1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    twin.train_on_batch(
+        np.stack([frame for frame, *_ in seen]),
+        np.array([action for _, action, *_ in seen]),
+        sample_weight=returns,
+    )
+    for got, want in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_an_episode_is_played_with_the_weights_it_began_with(
+    num_envs, monkeypatch
+):
+    updates, versions = 0, []
+    apply = training.reinforce.Optimizer.apply
+
+    def spy(self, gradients):
+        nonlocal updates
+        updates += 1
+        return apply(self, gradients)
+
+    class Versions(Catch):
+        def reset(self, **arguments):
+            self.version = updates
+            return super().reset(**arguments)
+
+        def step(self, action):
+            versions.append((self.version, updates))
+            return super().step(action)
+
+    monkeypatch.setattr(training.reinforce.Optimizer, "apply", spy)
+    train(
+        settings(num_envs=num_envs, batch_episodes=4, episodes=10),
+        "run",
+        Versions,
+    )
+    assert updates == 3
+    assert all(began == now for began, now in versions)
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+def test_episodes_are_played_to_their_end(num_envs):
+    _, summary = train(
+        settings(episodes=7, num_envs=num_envs, batch_episodes=3), "run", Catch
+    )
+    assert summary.steps == 7 * 6
+    assert len(summary.returns) == 7
+    rows = rows_of("run")
+    assert [row["update"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"]
+    assert [row["episode"] for row in rows] == [*"1234567"]
+    assert {row["end"] for row in rows} == {"terminated"}
+    assert {row["return"] for row in rows} <= {"1.0", "-1.0"}
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+def test_episodes_are_cut_at_the_last_step(num_envs):
+    _, summary = train(
+        settings(
+            episodes=None, steps=19, num_envs=num_envs, batch_episodes=num_envs
+        ),
+        "run",
+        Catch,
+    )
+    assert summary.steps == 19
+    rows = rows_of("run")
+    assert sum(int(row["length"]) for row in rows) == 19
+    assert sum(row["end"] == "cut" for row in rows) >= 1
+    assert len(summary.returns) == sum(row["end"] != "cut" for row in rows)
+    assert rows[-1]["steps"] == "19"
+    for row in rows:
+        assert (row["length"] == "6") == (row["end"] == "terminated")
+
+
+def test_truncated_episodes_are_told_apart():
+    train(
+        settings(episodes=2),
+        "run",
+        lambda: gym.wrappers.TimeLimit(Catch(), 4),
+    )
+    assert [(r["length"], r["end"]) for r in rows_of("run")] == [
+        ("4", "truncated")
+    ] * 2
+
+
+def test_a_seed_decides_everything():
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(settings(seed=seed), run, Catch)
+    assert_same_run("a", "b")
+    with pytest.raises(AssertionError):
+        assert_same_run("a", "c")
+
+
+# Files.
+
+
+def test_a_run_leaves_these_files_and_nothing_else():
+    model, _ = train(settings(), "runs/one", Catch)
+    assert files_of("runs/one") == [
+        "checkpoint-000006",
+        "episodes.csv",
+        "flags.json",
+        "learning_curve.png",
+    ]
+    assert files_of("runs/one/checkpoint-000006") == CHECKPOINT
+    saved = run_directory.saved_settings("runs/one")
+    assert Settings(**saved) == settings()
+    curve = pathlib.Path("runs/one/learning_curve.png").read_bytes()
+    assert curve.startswith(b"\x89PNG")
+    loaded = load_policy("runs/one", (21, 21, 1), 3, incremental=False)
+    for got, want in zip(
+        loaded.get_weights(), model.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_summary_covers_the_whole_run():
+    train(settings(), "run", Catch)
+    _, summary = train(settings(episodes=20), "run", Catch)
+    values = summary.as_dict()
+    seconds = values["seconds"]
+    assert set(seconds) == {"total", "environment", "policy", "update"}
+    parts = seconds["environment"] + seconds["policy"] + seconds["update"]
+    assert 0 < min(seconds.values())
+    assert parts <= seconds["total"]
+    assert values["episodes"] == 20
+    assert values["steps"] == 120
+    assert values["mean_return"] == np.mean(
+        [float(row["return"]) for row in rows_of("run")]
+    )
+    assert values["recomputed"] == {"conv1": 1.0, "logits": 1.0}
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_a_resumed_run_is_the_same_to_the_bit(reuse):
+    train(settings(reuse=reuse), "whole", Catch)
+    for episodes in (4, 10, 12):
+        train(settings(reuse=reuse, episodes=episodes), "parts", Catch)
+    assert_same_run("parts", "whole")
+
+
+def test_a_finished_run_is_left_as_it_is():
+    train(settings(), "run", Catch)
+    checkpoint = newest_policy("run").read_bytes()
+    _, summary = train(settings(), "run", Catch)
+    assert newest_policy("run").read_bytes() == checkpoint
+    assert len(summary.returns) == len(rows_of("run")) == 12
+
+
+@pytest.fixture(scope="module", name="whole")
+def _whole(tmp_path_factory):
+    """A run of `settings()` that was never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(settings(), path, Catch)
+    return path
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize(
+    "place",
+    [
+        (keras.Model, "save"),
+        (np, "savez"),
+        (json, "dumps"),
+        (pathlib.Path, "rename"),
+        (shutil, "rmtree"),
+    ],
+    ids=lambda place: place[1],
+)
+def test_a_run_that_stops_while_it_saves_loses_nothing(
+    place, stop_at, whole, monkeypatch
+):
+    owner, name = place
+    original, save = getattr(owner, name), RunDirectory.save
+    saves = 0
+
+    def counted(*arguments):
+        nonlocal saves
+        saves += 1
+        save(*arguments)
+
+    def stop(*arguments, **options):
+        if saves < stop_at:
+            return original(*arguments, **options)
+        # When half of it is removed.
+        if name == "rmtree" and pathlib.Path(arguments[0]).exists():
+            next(pathlib.Path(arguments[0]).iterdir()).unlink()
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "save", counted)
+        patch.setattr(owner, name, stop)
+        with pytest.raises(Stopped):
+            train(settings(), "run", Catch)
+    checkpoints = sorted(pathlib.Path("run").glob("checkpoint-??????"))
+    assert bool(checkpoints) == (stop_at == 3)
+    if checkpoints:
+        assert files_of(checkpoints[-1]) == CHECKPOINT
+    train(settings(), "run", Catch)
+    assert_same_run("run", whole)
+    assert files_of("run") == files_of(whole)
+
+
+def test_what_a_killed_run_left_is_cleared_away(whole):
+    train(settings(episodes=6), "run", Catch)
+    run = pathlib.Path("run")
+    # Torn, older than the newest, and rows that no checkpoint counts on.
+    (run / "checkpoint-000009.tmp").mkdir()
+    (run / "checkpoint-000009.tmp" / "policy.keras").write_text("half")
+    (run / "checkpoint-000001").mkdir()
+    (run / "flags.json.tmp").write_text("{")
+    with (run / "episodes.csv").open("a") as file:
+        file.write("7,4,6,1.0,terminated,42,0.1\n8,4,6,1")
+    train(settings(), "run", Catch)
+    assert_same_run("run", whole)
+    assert files_of("run") == files_of(whole)
+
+
+def test_missing_rows_are_an_error():
+    train(settings(), "run", Catch)
+    pathlib.Path("run/episodes.csv").write_text("episode\n")
+    with pytest.raises(ValueError, match="Rows are missing"):
+        train(settings(episodes=20), "run", Catch)
+
+
+def test_a_directory_is_used_by_one_process_at_a_time():
+    with RunDirectory("run", {"a": 1}, may_change=(), columns=["a"]):
+        with pytest.raises(ValueError, match="Another process"):
+            RunDirectory("run", {"a": 1}, may_change=(), columns=["a"])
+    RunDirectory("run", {"a": 1}, may_change=(), columns=["a"]).__exit__()
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "weights"])
+def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    where, monkeypatch
+):
+    train(settings(entropy=0.1, episodes=4), "run", Catch)
+    before = weights_of("run")
+    with monkeypatch.context() as patch:
+        if where == "loss":
+            patch.setattr(training.reinforce, "entropy_bonus", nan_of)
+        elif where == "gradient":
+            patch.setattr(tf.linalg, "global_norm", nan_of)
+        else:
+            patch.setattr(tf.math, "is_finite", lambda v: tf.zeros_like(v) > 0)
+        with pytest.raises(
+            FloatingPointError,
+            match=r"Update 3.*not finite.*of update 2, .*'run'",
+        ):
+            train(settings(entropy=0.1), "run", Catch)
+    for got, want in zip(weights_of("run"), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def nan_of(_):
+    return tf.constant(np.nan, tf.float32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reuse": "all"},
+        {"optimizer": "adamw"},
+        {"steps": 0},
+        {"episodes": -1},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"discount": 1.5},
+        {"batch_episodes": 0},
+        {"entropy": -1},
+        {"clip_norm": 0},
+        {"num_envs": 0},
+        {"num_envs": 3},
+        {"checkpoint_seconds": -1},
+        {"episodes": None},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(changes):
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
+        settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make_env", "message"),
+    [
+        (lambda: gym.make("CartPole-v1"), "uint8 frames"),
+        (lambda: gym.make("ALE/Pong-v5", obs_type="ram"), "uint8 frames"),
+        (
+            lambda: gym.make("ALE/Pong-v5", continuous=True),
+            "discrete actions",
+        ),
+    ],
+)
+def test_other_environments_are_refused(make_env, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(), "run", make_env)
+    assert not pathlib.Path("run").exists()
+
+
+# The program.
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_settings():
+    values = (
+        flags.FLAGS.flag_values_dict()
+        if flags.FLAGS.is_parsed()
+        else {name: flags.FLAGS[name].default for name in flags.FLAGS}
+    )
+    names = [field.name for field in training.dataclasses.fields(Settings)]
+    assert Settings(**{name: values[name] for name in names}) == Settings()
+    assert sorted(program_train._OPTIMIZERS) == sorted(training.OPTIMIZERS)
+
+
+BAD_ARGUMENTS = {
+    "--game=Pnog": "Pong",
+    "--filters=40,x": "filters",
+    "--steps=0": "steps",
+    "--episodes=0": "episodes",
+    "--downsample=3": "downsample",
+    "--reuse=all": "reuse",
+    "--seed=-1": "seed",
+    "--learning_rate=0": "learning_rate",
+    "--learning_rate=nan": "learning_rate",
+    "--optimizer=newton": "optimizer",
+    "--discount=2": "discount",
+    "--batch_episodes=0": "batch_episodes",
+    "--entropy=-1": "entropy",
+    "--clip_norm=-1": "clip_norm",
+    "--num_envs=0": "num_envs",
+    "--checkpoint_seconds=-1": "checkpoint_seconds",
+    "--summary_json=missing/summary.json": "summary_json",
+    "--frames=3": "frames",
+    "stray": "stray",
+}
+
+
+@pytest.mark.parametrize(("argument", "named"), BAD_ARGUMENTS.items())
+def test_a_bad_argument_is_one_clear_line(argument, named):
+    assert_one_line(program("train.py", argument), named)
+    assert not any(pathlib.Path().iterdir())
+
+
+def assert_one_line(result, *named):
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("train.py: ")
+    for name in named:
+        assert name in line
+
+
+def test_the_program_trains_resumes_and_refuses_other_settings():
+    arguments = [*SMALL, "--reuse=none", "--num_envs=2"]
+    result = program(
+        "train.py",
+        *arguments,
+        "--steps=600",
+        "--run_dir=run",
+        "--summary_json=summary.json",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    summary = json.loads(pathlib.Path("summary.json").read_text())
+    assert summary["game"] == "Breakout"
+    assert summary["steps"] == 600
+    assert summary["seconds"]["update"] > 0
+    # Those of the run, where no flags are given.
+    result = program("train.py", "--run_dir=run", "--steps=700")
+    assert result.returncode == 0, result.stderr
+    assert rows_of("run")[-1]["steps"] == "700"
+    assert_one_line(
+        program("train.py", "--run_dir=run", "--filters=3,4"),
+        "--filters=2",
+        "--filters=3,4",
+    )
+    result = program(
+        "infer.py", "--checkpoint=run", "--downsample=4", "--steps=20"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_directory_of_something_else_is_one_clear_line():
+    pathlib.Path("other").mkdir()
+    pathlib.Path("other/thesis.tex").touch()
+    assert_one_line(
+        program("train.py", *SMALL, "--run_dir=other"), "run_dir", "thesis.tex"
+    )
+    assert files_of("other") == ["thesis.tex"]
+    assert_one_line(
+        program("train.py", *SMALL, "--run_dir=other/thesis.tex"), "run_dir"
+    )
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
+    arguments = [
+        *(sys.executable, str(ROOT / "train.py"), *SMALL, "--reuse=none"),
+        *("--steps=2500", "--checkpoint_seconds=0"),
+    ]
+    whole = subprocess.run(
+        [*arguments, "--run_dir=whole"], capture_output=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    wait = random.Random(0).uniform
+    for _ in range(2):
+        with subprocess.Popen(
+            [*arguments, "--run_dir=run"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            # Once it plays, at some moment of an update or a save.
+            while len(episodes_of("run")) < 2 and process.poll() is None:
+                time.sleep(0.01)
+            before = len(episodes_of("run"))
+            while len(episodes_of("run")) == before and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(wait(0, 0.1))
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    resumed = subprocess.run(
+        [*arguments, "--run_dir=run"], capture_output=True, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run("run", "whole")
+    assert files_of("run") == files_of("whole")
+
+
+def episodes_of(run_dir):
+    with contextlib.suppress(FileNotFoundError):
+        return rows_of(run_dir)
+    return []
