@@ -10,8 +10,8 @@ import program
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Saved policy (.keras) to play. If not given, --filters describes one, "
-    "with random weights.",
+    "Policy to play: a .keras file, or the directory of a run of train.py. If "
+    "not given, --filters describes one, with random weights.",
 )
 NUM_ENVS = flags.DEFINE_integer(
     "num_envs", 1, "Environments to play at once.", lower_bound=1
@@ -19,9 +19,9 @@ NUM_ENVS = flags.DEFINE_integer(
 flags.adopt_module_key_flags(program)
 
 
-@flags.validator(CHECKPOINT, message="no such file")
-def _is_file(path):
-    return path is None or os.path.isfile(path)
+@flags.validator(CHECKPOINT, message="no such file or directory")
+def _exists(path):
+    return path is None or os.path.exists(path)
 
 
 def main(_):
