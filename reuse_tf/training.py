@@ -369,7 +369,7 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
         left = None if max_steps is None else max_steps - played
         begin = time.perf_counter()
         acting = slots[:left]
-        logits = act(np.stack([slot.frame for slot in acting])).numpy()
+        logits = act(np.stack([slot.frame for slot in acting]))
         actions = [
             sample(*pair)
             for pair in zip(logits, rng.random(len(acting)), strict=True)
@@ -434,7 +434,7 @@ def _evaluators(model, reuse):
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
     ]
     return (
-        lambda frames: call(tf.constant(frames)),
+        lambda frames: call(tf.constant(frames)).numpy(),
         lambda frames: call(tf.constant(frames)),
         # Of float32, and as many for their gradients.
         max(1, int(_DENSE_BYTES / (2 * 4 * activations))),
