@@ -138,16 +138,16 @@ def test_environments_that_end_are_reset_in_the_same_step():
     env = atari.make_vector("Pong", 2, downsample=4)
     first, _ = env.reset(seed=0)
     totals, ended = np.zeros(2), []
-    while not all(ended) or len(ended) < 2:
+    while len(ended) < 2:
         frames, rewards, terminated, truncated, _ = env.step(np.zeros(2, int))
         totals += rewards
         for i in np.flatnonzero(terminated | truncated):
             # The game is over at -21, with the last reward in this step.
             ended.append(totals[i] <= -20)
-            # All scores are gone: the frame is of a new game.
-            assert np.abs(frames[i].astype(int) - first[i]).max() < 256
-            assert np.mean(frames[i, :6] == first[i, :6]) == 1
+            # The scores at the top are those of a new game.
+            np.testing.assert_array_equal(frames[i, :6], first[i, :6])
             totals[i] = 0
+        assert not ended or all(ended)
     env.close()
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from reuse_tf import Runner, atari
 from reuse_tf.benchmark import __main__ as program
-from reuse_tf.benchmark import layer, timing
+from reuse_tf.benchmark import layer, step, timing
 from reuse_tf.benchmark.frames import SIDES, cyclic_frames
 from reuse_tf.layers import IncrementalConv2D
 
@@ -20,8 +21,9 @@ from reuse_tf.layers import IncrementalConv2D
 @pytest.fixture(autouse=True)
 def _flags_as_at_the_start():
     yield
-    for name in layer.FLAGS:
-        layer.FLAGS[name].unparse()
+    for command in program.COMMANDS.values():
+        for name in command.FLAGS:
+            command.FLAGS[name].unparse()
 
 
 TINY = ["--height=12", "--width=10", "--channels=2", "--filters=3"]
@@ -198,13 +200,159 @@ def test_the_command_is_named_in_full():
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
-        "reuse_tf.benchmark: expected a command (layer), got 'layers'"
+        "reuse_tf.benchmark: expected a command (layer, step), got 'layers'"
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [([], "layer: "), (["layer"], "--rounds")]
+    ("arguments", "named"),
+    [
+        ([], "layer: "),
+        ([], "step: "),
+        (["layer"], "--rounds"),
+        (["step"], "--games"),
+    ],
 )
 def test_help(arguments, named, capsys):
     program.main(["benchmark", *arguments, "--help"])
     assert named in capsys.readouterr().out
+
+
+# -- Acting ------------------------------------------------------------------
+
+PLAY = ["--downsample=4", "--filters=3,5", "--steps=60", "--dense_every=7"]
+
+
+def run_step(capsys, *arguments):
+    """Returns the cells of the table's lines, by game."""
+    program.main(["benchmark", "step", *PLAY, *arguments])
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert cells[0][0] == "game"
+    return {line[0]: line[1:] for line in cells[2:]}
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_games_of_the_paper_are_games():
+    assert len(set(step.GAMES)) == 24
+    assert set(step.GAMES) <= set(atari.games())
+
+
+@pytest.mark.parametrize("reuse", ["content", "temporal"])
+def test_a_game_is_measured(reuse):
+    row = step.measure(
+        "Pong", steps=60, downsample=4, filters=(3, 5), reuse=reuse
+    )
+    assert row["slowdown"] == pytest.approx(
+        (row["bare_us"] + row["play_us"]) / row["bare_us"]
+    )
+    assert row["speed_up"] == pytest.approx(row["dense_us"] / row["play_us"])
+    assert 0 < row["play_median_us"] <= row["play_p99_us"]
+    assert row["first_us"] <= 60 * row["play_us"]
+    # The first frame changes everything.
+    positions = 53 * 40
+    assert positions / 60 < row["changed_positions"] < positions / 2
+    if reuse == "content":
+        assert 0 < row["new_rows"] < row["changed_positions"]
+        assert 0 < row["rows"] < positions
+    else:
+        assert row["new_rows"] > row["changed_positions"]
+        assert row["rows"] == positions
+    assert row["clears"] == row["switches"] == 0
+    again = step.measure(
+        "Pong", steps=60, downsample=4, filters=(3, 5), reuse=reuse
+    )
+    assert again["new_rows"] == row["new_rows"]
+
+
+def test_finished_games_are_kept(capsys, tmp_path, monkeypatch):
+    path = tmp_path / "step.csv"
+    out = f"--out={path}"
+    first = run_step(capsys, "--games=Pong,Breakout", out)
+    assert list(first) == ["Pong", "Breakout", "median", "largest"]
+    rows = rows_of(path)
+    assert [row["game"] for row in rows] == ["Pong", "Breakout"]
+    assert set(step.KEY) <= set(rows[0])
+    assert rows[0]["filters"] == "3,5" and rows[0]["dense_every"] == "7"
+    assert rows[0]["tensorflow"] == tf.__version__
+    for game, row in zip(("Pong", "Breakout"), rows, strict=True):
+        assert first[game][0] == f"{float(row['bare_us']):.0f}"
+        assert first[game][2] == f"{float(row['slowdown']):.2f}"
+    for cell, a, b in zip(
+        first["median"][2:4],
+        first["Pong"][2:4],
+        first["Breakout"][2:4],
+        strict=True,
+    ):
+        assert min(float(a), float(b)) <= float(cell) <= max(float(a), float(b))
+
+    measured = []
+    measure = step.measure
+
+    def watched(game, **arguments):
+        measured.append(game)
+        return measure(game, **arguments)
+
+    monkeypatch.setattr(step, "measure", watched)
+    assert run_step(capsys, "--games=Pong,Breakout", out) == first
+    assert measured == []
+    # A deleted row, and one that was not written to its end.
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[2] + lines[1][:-9])
+    again = run_step(capsys, "--games=Pong,Breakout", out)
+    assert measured == ["Pong"]
+    assert again["Breakout"] == first["Breakout"]
+    assert [row["game"] for row in rows_of(path)] == ["Breakout", "Pong"]
+    # Other settings are other rows.
+    run_step(capsys, "--games=Pong", "--seed=1", out)
+    run_step(capsys, "--games=Pong", "--reuse=temporal", out)
+    assert measured == ["Pong"] * 3
+    assert len(rows_of(path)) == 4
+
+
+def test_a_file_of_something_else_is_not_written_to(tmp_path, capsys):
+    path = tmp_path / "layer.csv"
+    path.write_text("change,target\nblobs,1\n")
+    with pytest.raises(SystemExit) as failure:
+        program.main(
+            ["benchmark", "step", *PLAY, "--games=Pong", f"--out={path}"]
+        )
+    assert "other columns" in failure.value.code
+    assert path.read_text() == "change,target\nblobs,1\n"
+
+
+def test_wrong_logits_are_not_measured(monkeypatch):
+    runner_step = Runner.step
+    monkeypatch.setattr(
+        Runner, "step", lambda self, frames: runner_step(self, frames) + 1e-3
+    )
+    with pytest.raises(RuntimeError, match="off by"):
+        step.measure("Pong", steps=3, downsample=4, filters=(3,))
+
+
+BAD_STEP_ARGUMENTS = {
+    "--games=Pnog": "Pong",
+    "--games=Pong,": "Unknown game",
+    "--steps=0": "steps",
+    "--downsample=3": "downsample",
+    "--filters=3,0": "filters",
+    "--filters=": "filters",
+    "--filters=a": "filters",
+    "--reuse=none": "reuse",
+    "--dense_every=0": "dense_every",
+    "--out=missing/step.csv": "out",
+}
+
+
+@pytest.mark.parametrize(("argument", "named"), BAD_STEP_ARGUMENTS.items())
+def test_a_bad_argument_of_step_is_one_clear_line(argument, named):
+    with pytest.raises(SystemExit) as failure:
+        program.main(["benchmark", "step", argument])
+    message = failure.value.code
+    assert re.match(r"reuse_tf\.benchmark: .+\Z", message)
+    assert named in message

@@ -8,9 +8,9 @@ import sys
 
 from absl import flags
 
-from reuse_tf.benchmark import layer
+from reuse_tf.benchmark import layer, step
 
-COMMANDS = {"layer": layer}
+COMMANDS = {"layer": layer, "step": step}
 
 
 def main(argv):
@@ -39,6 +39,8 @@ def main(argv):
         _fail(f"unexpected argument {stray[0]!r}")
     try:
         command.main()
+    except flags.Error as error:
+        _fail(error)
     except KeyboardInterrupt:
         _fail("interrupted")
 

@@ -78,6 +78,61 @@ def saved(rows, path):
             yield row
 
 
+def finished(path, key):
+    """Reads the rows of a CSV file that an earlier run has written.
+
+    Args:
+        path: The file, which need not exist; or None.
+        key: Names of the columns that tell rows apart.
+
+    Returns:
+        By the tuple of the key's values, dicts of strings. A last row that
+        was not written to its end is left out, and taken out of the file.
+
+    Raises:
+        flags.Error: If the file lacks one of the key's columns.
+    """
+    if path is None or not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        lines = file.readlines()
+    whole = [line for line in lines if line.endswith("\n")]
+    reader = csv.DictReader(whole)
+    if not set(key) <= set(reader.fieldnames or key):
+        raise flags.Error(
+            f"{path} has other columns, of another version or command"
+        )
+    if whole != lines:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.writelines(whole)
+    return {tuple(row[name] for name in key): row for row in reader}
+
+
+def append(row, path):
+    """Adds a row to a CSV file, which is made if there is none.
+
+    Args:
+        row: A dict.
+        path: The file, with the columns of the row; or None, to write nothing.
+
+    Raises:
+        flags.Error: If the file has other columns.
+    """
+    if path is None:
+        return
+    with open(path, "a+", encoding="utf-8", newline="") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, list(row))
+        if header is None:
+            writer.writeheader()
+        elif header != list(row):
+            raise flags.Error(
+                f"{path} has other columns, of another version or command"
+            )
+        writer.writerow(row)
+
+
 class Table:
     """A Markdown table, printed line by line, aligned.
 
