@@ -625,17 +625,20 @@ class TestSharing:
     @pytest.mark.parametrize("in_graph", [False, True])
     def test_threads_get_their_own_answers(self, in_graph):
         rng = np.random.default_rng(0)
-        layer = _layer([1, 12, 12, 2], 8, 3)
+        # Large enough for calls to overlap.
+        layer = _layer([1, 50, 50, 8], 16, 3)
         function = tf.function(layer) if in_graph else layer
         # Of two shapes, and resembling each other.
-        first = _normal(rng, [1, 12, 12, 2])
+        first = _normal(rng, [1, 50, 50, 8])
         inputs = [change(first, "some", rng) for _ in range(3)]
-        inputs.append(_normal(rng, [2, 12, 12, 2]))
+        inputs.append(_normal(rng, [2, 50, 50, 8]))
         wants = [fresh_twin(layer)(frames).numpy() for frames in inputs]
         wrong = []
+        start = threading.Barrier(len(inputs))
 
         def call(frames, want):
             try:
+                start.wait()
                 kept = [function(frames) for _ in range(40)]
                 for outputs in kept:
                     assert_same_bits(outputs, want)
