@@ -274,7 +274,7 @@ def _compile(policy, reuse, num_envs):
             }
 
         return (
-            lambda frames: runner.step(np.ascontiguousarray(frames)).numpy(),
+            lambda frames: runner.step(np.ascontiguousarray(frames)),
             recomputed,
         )
     shape = (num_envs, *policy.input_shape[1:])
