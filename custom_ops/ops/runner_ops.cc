@@ -134,8 +134,8 @@ class RunnerState : public tensorflow::ResourceBase {
     for (const auto& stage : spec_.stages) {
       pixels = std::max(pixels, stage.window.positions());
     }
-    TF_RETURN_IF_ERROR(CheckCountable("the number of positions of a layer",
-                                      streams * pixels));
+    TF_RETURN_IF_ERROR(
+        CheckCountable("the number of positions of a layer", streams * pixels));
     const std::lock_guard<std::mutex> lock(mu_);
     TF_RETURN_IF_ERROR(UpdateWeights());
     network_.Step(frames, streams, threads_, outputs);
@@ -208,17 +208,16 @@ class RunnerStateOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
     OP_REQUIRES_OK(context, context->allocate_output(1, {}, &address));
     const size_t count = spec_.WeightSizes().size();
-    OP_REQUIRES(context,
-                static_cast<size_t>(context->num_inputs()) == count,
+    OP_REQUIRES(context, static_cast<size_t>(context->num_inputs()) == count,
                 absl::InvalidArgumentError(
                     absl::StrCat("weights must be ", count, " variables, got ",
                                  context->num_inputs())));
     std::vector<RefCountPtr<Var>> variables(count);
     for (size_t i = 0; i < count; ++i) {
-      OP_REQUIRES_OK(context, tensorflow::LookupResource(
-                                  context,
-                                  tensorflow::HandleFromInput(context, i),
-                                  &variables[i]));
+      OP_REQUIRES_OK(
+          context,
+          tensorflow::LookupResource(
+              context, tensorflow::HandleFromInput(context, i), &variables[i]));
     }
     try {
       auto* state = new RunnerState(spec_, options_, std::move(variables),
