@@ -308,7 +308,7 @@ def arrange(layers, how):
             outputs = layer(outputs)
         return keras.Model(layers[0], outputs)
     if how == "nested" and len(layers) > 2:
-        half = len(layers) // 2
+        half = max(2, len(layers) // 2)  # more than the input
         front = keras.Sequential(layers[:half])
         back = keras.Sequential(
             [keras.Input(front.output_shape[1:]), *layers[half:]]

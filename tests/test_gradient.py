@@ -1,0 +1,248 @@
+"""The gradient of whole videos against a plain tape over plain layers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_runner import GAMES, chains, layers_of, record
+
+import reuse_tf
+from reuse_tf import Runner
+
+L = keras.layers
+
+
+def convolve(layer, inputs):
+    """A convolution, group by group: Keras would take XLA to the groups."""
+    outputs = tf.concat(
+        [
+            tf.nn.convolution(
+                part,
+                kernel,
+                strides=layer.strides,
+                padding=layer.padding.upper(),
+                dilations=layer.dilation_rate,
+            )
+            for part, kernel in zip(
+                tf.split(inputs, layer.groups, -1),
+                tf.split(layer.kernel.value, layer.groups, -1),
+                strict=True,
+            )
+        ],
+        -1,
+    )
+    if layer.use_bias:
+        outputs += layer.bias.value
+    return layer.activation(outputs)
+
+
+def dense(model, frames):
+    """What Keras computes, layer by layer."""
+    outputs = tf.cast(frames, tf.float32)
+    for layer in layers_of(model):
+        if isinstance(layer, L.Conv2D):
+            outputs = convolve(layer, outputs)
+        else:
+            outputs = layer(outputs, training=False)
+    return outputs
+
+
+def gradients(forward, model, loss):
+    with tf.GradientTape() as tape:
+        outputs = forward()
+        value = loss(outputs)
+    return outputs, tape.gradient(value, model.trainable_variables)
+
+
+def assert_close(got, want, tolerance=2e-4):
+    scale = max(1e-3, float(np.max(np.abs(want), initial=0)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
+
+
+def assert_same_gradients(got, want):
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert (one is None) == (other is None)
+        if other is not None:
+            assert_close(one, tf.convert_to_tensor(other))
+
+
+def random_video(rng, frames, shape, dtype):
+    """Frames of few values, some of which change from one to the next."""
+    values = rng.integers(0, 4, (frames, *shape))
+    for t in range(1, frames):
+        keeps = rng.random(shape) < rng.choice([0, 0.7, 0.95, 1])
+        values[t][keeps] = values[t - 1][keeps]
+    video = values.astype(dtype)
+    return video if dtype == "uint8" else video / 3 - 0.4
+
+
+def random_loss(rng, outputs_shape):
+    """Of every output, not linear, and different at every time."""
+    weights = tf.constant(rng.normal(size=outputs_shape), tf.float32)
+    return lambda outputs: tf.reduce_sum(weights * tf.sin(outputs))
+
+
+def policy(shape=(12, 10, 1), units=3, filters=(4, 6)):
+    return reuse_tf.policy.build_policy(shape, units, filters)
+
+
+class TestChains:
+    @settings(max_examples=60)
+    @given(
+        chains(),
+        st.integers(1, 6),
+        st.sampled_from(["uint8", "float32"]),
+        st.integers(0, 2**32),
+    )
+    def test_equal_to_a_plain_tape(self, chain, frames, dtype, seed):
+        model, shape = chain
+        rng = np.random.default_rng(seed)
+        video = random_video(rng, frames, shape, dtype)
+        loss = random_loss(rng, (frames, *model.output_shape[1:]))
+        runner = Runner(model)
+        want, wanted = gradients(lambda: dense(model, video), model, loss)
+        got, gradient = gradients(lambda: runner(video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+
+
+class TestGames:
+    @pytest.mark.parametrize("game", GAMES)
+    def test_equal_to_a_plain_tape(self, game):
+        video = record(game, 50)
+        keras.utils.set_random_seed(0)
+        model = policy(video.shape[1:], 6, (8, 16))
+        rng = np.random.default_rng(0)
+        loss = random_loss(rng, (len(video), 6))
+        want, wanted = gradients(lambda: dense(model, video), model, loss)
+        got, gradient = gradients(lambda: Runner(model)(video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+
+
+class TestVideos:
+    @pytest.mark.parametrize("kind", ["one", "identical", "all different"])
+    def test_special_videos(self, kind):
+        rng = np.random.default_rng(0)
+        model = policy()
+        frames = {"one": 1, "identical": 9, "all different": 9}[kind]
+        video = rng.integers(0, 256, (frames, 12, 10, 1), np.uint8)
+        if kind == "identical":
+            video[:] = video[0]
+        loss = random_loss(rng, (frames, 3))
+        want, wanted = gradients(lambda: dense(model, video), model, loss)
+        got, gradient = gradients(lambda: Runner(model)(video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+
+    def test_no_frames(self):
+        model = policy()
+        video = np.zeros((0, 12, 10, 1), np.uint8)
+        outputs, gradient = gradients(
+            lambda: Runner(model)(video), model, tf.reduce_sum
+        )
+        assert outputs.shape == (0, 3)
+        for variable, value in zip(
+            model.trainable_variables, gradient, strict=True
+        ):
+            assert_close(value, tf.zeros(variable.shape))
+
+    def test_several_videos(self):
+        rng = np.random.default_rng(0)
+        model = policy()
+        runner = Runner(model)
+        videos = [
+            random_video(rng, frames, (12, 10, 1), "uint8")
+            for frames in (5, 0, 1, 7)
+        ]
+        losses = [random_loss(rng, (len(video), 3)) for video in videos]
+
+        def total(outputs):
+            return tf.add_n(
+                [f(y) for f, y in zip(losses, outputs, strict=True)]
+            )
+
+        got, gradient = gradients(lambda: runner(videos), model, total)
+        want, wanted = gradients(
+            lambda: [dense(model, video) for video in videos], model, total
+        )
+        assert [len(y) for y in got] == [5, 0, 1, 7]
+        for one, other in zip(got, want, strict=True):
+            assert_close(one, other)
+        assert_same_gradients(gradient, wanted)
+        assert runner([]) == []
+
+    def test_one_structure_many_weights(self):
+        rng = np.random.default_rng(0)
+        model = policy()
+        runner = Runner(model)
+        video = random_video(rng, 12, (12, 10, 1), "uint8")
+        structure = runner.structure(video)
+        loss = random_loss(rng, (12, 3))
+        optimizer = keras.optimizers.SGD(0.1)
+        for _ in range(3):
+            want, wanted = gradients(lambda: dense(model, video), model, loss)
+            got, gradient = gradients(lambda: runner(structure), model, loss)
+            assert_close(got, want)
+            assert_same_gradients(gradient, wanted)
+            optimizer.apply(gradient, model.trainable_variables)
+
+    def test_same_bits_again(self):
+        rng = np.random.default_rng(0)
+        model = policy((40, 40, 1), 5, (16, 24))
+        runner = Runner(model)
+        video = rng.integers(0, 256, (4, 40, 40, 1), np.uint8)
+        loss = random_loss(rng, (4, 5))
+        first = gradients(lambda: runner(video), model, loss)
+        for _ in range(3):
+            again = gradients(lambda: runner(video), model, loss)
+            np.testing.assert_array_equal(first[0], again[0])
+            for one, other in zip(first[1], again[1], strict=True):
+                np.testing.assert_array_equal(one, other)
+
+    def test_in_a_function(self):
+        rng = np.random.default_rng(0)
+        model = policy()
+        runner = Runner(model)
+        video = random_video(rng, 6, (12, 10, 1), "uint8")
+        loss = random_loss(rng, (6, 3))
+
+        @tf.function
+        def update(frames):
+            return gradients(lambda: runner(frames), model, loss)
+
+        got, gradient = update(tf.constant(video))
+        want, wanted = gradients(lambda: dense(model, video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+
+    def test_leaves_stepping_alone(self):
+        rng = np.random.default_rng(0)
+        model = policy()
+        runner = Runner(model)
+        video = random_video(rng, 6, (12, 10, 1), "uint8")
+        runner.step(video[:1])
+        before = runner.stats
+        runner(video)
+        assert runner.stats == before
+
+    @pytest.mark.parametrize(
+        "frames, words",
+        [
+            (np.zeros((3, 12, 10, 2), np.uint8), "frames must be"),
+            (np.zeros((12, 10, 1), np.uint8), "frames"),
+            (np.zeros((3, 12, 11, 1), np.float32), "frames must be"),
+        ],
+    )
+    def test_bad_shapes(self, frames, words):
+        with pytest.raises(
+            (tf.errors.InvalidArgumentError, ValueError), match=words
+        ):
+            Runner(policy())(frames)
+
+    def test_bad_dtype(self):
+        with pytest.raises(ValueError, match="uint8 or float32"):
+            Runner(policy())(np.zeros((3, 12, 10, 1), np.int64))
