@@ -163,7 +163,7 @@ def measure(
         for i in range(first, min(first + _BLOCK, steps)):
             begin = clock()
             frame = observe(None)[np.newaxis]
-            logits = runner.step(frame).numpy()[0]
+            logits = runner.step(frame)[0]
             action = sample(logits, uniforms[i])
             play_seconds[i] = clock() - begin
             actions.append(action)
