@@ -1,4 +1,4 @@
-"""The kernels' own test program, compiled in several ways."""
+"""The kernels' own test programs, compiled in several ways."""
 
 import pathlib
 import shutil
@@ -9,32 +9,59 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "custom_ops" / "kernels"
 COMPILER = shutil.which("c++") or shutil.which("g++")
+FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{ROOT}"]
 
 _CHECKED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 BUILDS = {
     "optimized": ["-O3"],
     "address and undefined": [*_CHECKED, "-fsanitize=address,undefined"],
+    "thread": [*_CHECKED, "-fsanitize=thread"],
 }
+PROGRAMS = ["kernels_test", "network_test"]
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("build", BUILDS)
-def test_program_passes(build, tmp_path):
-    if not (KERNELS / "kernels_test.cc").exists():
-        pytest.skip("the sources are not beside the tests")
-    program = tmp_path / "kernels_test"
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    compiled = subprocess.run(
-        [COMPILER, *flags, *BUILDS[build], f"-I{ROOT}"]
-        + [str(path) for path in sorted(KERNELS.glob("*.cc"))]
-        + ["-o", str(program)],
-        capture_output=True,
-        text=True,
+def run(*command):
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True
     )
-    assert compiled.returncode == 0, compiled.stderr
-    run = subprocess.run([program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def build(request, tmp_path_factory):
+    """A function from a source to its object file, in one kind of build."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    if not KERNELS.exists():
+        pytest.skip("the sources are not beside the tests")
+    folder = tmp_path_factory.mktemp("build")
+    flags = [*FLAGS, *BUILDS[request.param]]
+
+    def compiled(source):
+        target = folder / f"{source.stem}.o"
+        if not target.exists():
+            run(COMPILER, *flags, "-c", source, "-o", target)
+        return target
+
+    compiled.link = lambda *objects: run(COMPILER, *flags, *objects)
+    return compiled
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program_passes(build, name, tmp_path):
+    sources = [
+        path
+        for path in sorted(KERNELS.glob("*.cc"))
+        if not path.stem.endswith("_test")
+    ]
+    program = tmp_path / name
+    build.link(*map(build, [*sources, KERNELS / f"{name}.cc"]), "-o", program)
     # It has compared something.
-    checks, failed = run.stdout.splitlines()[-1].split(";")[0].split(", ")
+    checks, failed = run(program).splitlines()[-1].split(";")[0].split(", ")
     assert int(checks.split()[0]) > 100_000
     assert failed == "0 failed"
+
+
+def test_every_program_is_run():
+    assert {path.stem for path in KERNELS.glob("*_test.cc")} <= set(PROGRAMS)

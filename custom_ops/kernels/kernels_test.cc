@@ -3,19 +3,13 @@
 // another order, and on several threads. Prints each check that failed; exits
 // with 1 if there is one.
 
-#include <atomic>
-#include <cinttypes>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <map>
-#include <memory>
 #include <numeric>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
@@ -26,93 +20,11 @@
 #include "custom_ops/kernels/reference.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/rows.h"
+#include "custom_ops/kernels/testing.h"
 #include "custom_ops/kernels/window.h"
 
 namespace reuse_tf {
 namespace {
-
-int64_t checks = 0, failures = 0;
-
-#define CHECK(condition) Check((condition), #condition, __FILE__, __LINE__)
-
-// At most this many are printed: one mistake makes thousands.
-void Check(bool holds, const char* what, const char* file, int line) {
-  constexpr int64_t kPrinted = 50;
-  ++checks;
-  if (holds) return;
-  if (++failures <= kPrinted) {
-    std::printf("%s:%d: failed: %s\n", file, line, what);
-  }
-}
-
-class Random {
- public:
-  explicit Random(uint32_t seed) : engine_(seed) {}
-  // An integer in [low, high].
-  int64_t Int(int64_t low, int64_t high) {
-    return low + static_cast<int64_t>(engine_() % (high - low + 1));
-  }
-  bool Chance(int64_t percent) { return Int(0, 99) < percent; }
-  float Float() { return Int(-1000, 1000) / 500.f; }
-  std::vector<float> Floats(int64_t count) {
-    std::vector<float> values(count);
-    for (float& value : values) value = Float();
-    return values;
-  }
-  template <typename T>
-  T Pick(std::initializer_list<T> values) {
-    return values.begin()[Int(0, values.size() - 1)];
-  }
-  template <typename T>
-  void Shuffle(std::vector<T>* values) {
-    for (size_t i = values->size(); i > 1; --i) {
-      std::swap((*values)[i - 1], (*values)[Int(0, i - 1)]);
-    }
-  }
-
- private:
-  std::mt19937 engine_;
-};
-
-template <typename T>
-bool SameBits(const T* a, const T* b, int64_t count) {
-  return count == 0 || std::memcmp(a, b, count * sizeof(T)) == 0;
-}
-
-template <typename T>
-bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && SameBits(a.data(), b.data(), a.size());
-}
-
-// Whether `got` is `want` to the rounding of a float sum of `terms` terms.
-bool Near(float got, const reference::Sum& want, int64_t terms) {
-  if (std::isnan(want.value)) return std::isnan(got);
-  const double bound =
-      (terms + 2) * std::numeric_limits<float>::epsilon() * want.size;
-  return std::fabs(got - want.value) <= bound + 1e-30;
-}
-
-// Cuts the range at random places and runs the parts on three threads.
-ParallelFor Threads(uint32_t seed) {
-  auto next = std::make_shared<std::atomic<uint32_t>>(seed);
-  return [next](int64_t total, int64_t /*cycles*/,
-                const std::function<void(int64_t, int64_t)>& body) {
-    constexpr int kThreads = 3;
-    Random random((*next)++);
-    std::vector<int64_t> cuts = {0, total};
-    for (int i = 0; i < 5; ++i) cuts.push_back(random.Int(0, total));
-    std::sort(cuts.begin(), cuts.end());
-    std::vector<std::thread> threads;
-    for (int t = 0; t < kThreads; ++t) {
-      threads.emplace_back([&, t] {
-        for (size_t i = t; i + 1 < cuts.size(); i += kThreads) {
-          if (cuts[i] < cuts[i + 1]) body(cuts[i], cuts[i + 1]);
-        }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
-  };
-}
 
 Window RandomWindow(Random* random, bool wide) {
   Window w;
@@ -391,6 +303,18 @@ void TestMultiply(const InstructionSet& set) {
     set.Multiply(a.data(), depth, 1, count, depth, panels.data(), bias_or_null,
                  columns,
                  [&](int64_t r) { return out.data() + r * out_stride; });
+    // The same rows, as the columns of a matrix.
+    std::vector<float> transposed(count * depth);
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t d = 0; d < depth; ++d) {
+        transposed[d * count + r] = a[r * depth + d];
+      }
+    }
+    std::vector<float> same(count * out_stride, 77.f);
+    set.Multiply(transposed.data(), 1, count, count, depth, panels.data(),
+                 bias_or_null, columns,
+                 [&](int64_t r) { return same.data() + r * out_stride; });
+    CHECK(SameBits(same, out));
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t c = 0; c < columns; ++c) {
         reference::Sum want;
@@ -435,10 +359,44 @@ void TestPairs(const InstructionSet& set) {
     std::vector<float> panels(set.Padded(columns) * depth);
     for (int64_t p = 0; p < count; ++p) {
       set.Pack(starts[p], columns, depth, columns, panels.data());
-      set.Multiply(rows[p], 1, depth, panels.data(), nullptr, columns,
+      set.Multiply(rows[p], depth, 1, 1, depth, panels.data(), nullptr, columns,
                    [&](int64_t) { return want.data(); });
       CHECK(SameBits(to[p], want.data(), columns));
       CHECK(to[p][columns] == 77.f);
+    }
+  }
+}
+
+void TestTransposed(const InstructionSet& set) {
+  Random random(13);
+  for (int i = 0; i < 100; ++i) {
+    const int64_t units = random.Int(1, 9), channels = random.Int(1, 40);
+    const int64_t stride = channels + random.Int(0, 3);
+    const std::vector<float> row = random.Floats(channels);
+    const std::vector<float> gradient = random.Floats(units);
+    const std::vector<float> weights = random.Floats(units * stride);
+    // What is there is added to.
+    std::vector<float> weights_gradient = random.Floats(units * stride);
+    std::vector<float> row_gradient = random.Floats(channels);
+    const std::vector<float> weights_before = weights_gradient;
+    const std::vector<float> row_before = row_gradient;
+    set.transposed(row.data(), gradient.data(), weights.data(), units, stride,
+                   channels, weights_gradient.data(), row_gradient.data());
+    for (int64_t c = 0; c < channels; ++c) {
+      reference::Sum want;
+      want.Add(row_before[c]);
+      for (int64_t u = 0; u < units; ++u) {
+        want.Add(static_cast<double>(gradient[u]) * weights[u * stride + c]);
+      }
+      CHECK(Near(row_gradient[c], want, units + 1));
+    }
+    for (int64_t u = 0; u < units; ++u) {
+      for (int64_t c = 0; c < stride; ++c) {
+        reference::Sum want;
+        want.Add(weights_before[u * stride + c]);
+        if (c < channels) want.Add(static_cast<double>(gradient[u]) * row[c]);
+        CHECK(Near(weights_gradient[u * stride + c], want, 2));
+      }
     }
   }
 }
@@ -797,6 +755,7 @@ int Main() {
     names += std::string(" ") + set->name;
     TestMultiply(*set);
     TestPairs(*set);
+    TestTransposed(*set);
     TestConvolution(*set);
     TestSumTree(*set);
     TestSumOfRows(*set);
@@ -804,9 +763,7 @@ int Main() {
     TestDenseSum(*set);
   }
   CHECK(&BestInstructionSet() == InstructionSets().front());
-  std::printf("%" PRId64 " checks, %" PRId64 " failed; instruction sets:%s\n",
-              checks, failures, names.c_str());
-  return failures == 0 ? 0 : 1;
+  return Report("instruction sets:" + names);
 }
 
 }  // namespace

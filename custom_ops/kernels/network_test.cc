@@ -1,0 +1,631 @@
+// Tests interning, structure and whole networks over random cases: with plain
+// references, and a network's bits with those of networks of other histories,
+// hashes, bounds, threads, and kinds of reuse. Prints each check that failed;
+// exits with 1 if there is one.
+
+#include "custom_ops/kernels/network.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "custom_ops/kernels/intern.h"
+#include "custom_ops/kernels/reference.h"
+#include "custom_ops/kernels/structure.h"
+#include "custom_ops/kernels/testing.h"
+
+namespace reuse_tf {
+namespace {
+
+constexpr uint64_t kHashMasks[] = {~uint64_t{}, 0, 1, 7,
+                                   // Tags that say nothing, and only tags.
+                                   0xffffffffu, uint64_t{0xffffffffu} << 32};
+
+void TestIntern(uint64_t hash_mask) {
+  Random random(1);
+  for (const int64_t words : {1, 2, 3, 9}) {
+    for (const int64_t max_rows : {1, 64, 1500}) {
+      InternTable table(words, max_rows, hash_mask);
+      std::map<std::vector<int32_t>, int32_t> known;
+      for (int round = 0; round < 30; ++round) {
+        // Often the same ones; all differ in one word only.
+        const int64_t count = random.Int(0, 200);
+        const int64_t values = random.Pick<int64_t>({1, 20, 3000});
+        std::vector<int32_t> keys(count * words, -1);
+        for (int64_t i = 0; i < count; ++i) {
+          keys[i * words + random.Int(0, words - 1)] = random.Int(0, values);
+        }
+        std::vector<int32_t> want;
+        bool fits = true;
+        for (int64_t i = 0; i < count && fits; ++i) {
+          const std::vector<int32_t> key(keys.begin() + i * words,
+                                         keys.begin() + (i + 1) * words);
+          const auto found = known.find(key);
+          fits = found != known.end() ||
+                 static_cast<int64_t>(known.size()) < max_rows;
+          if (fits)
+            want.push_back(known.emplace(key, known.size()).first->second);
+        }
+        std::vector<int32_t> ids(count, -5);
+        CHECK(table.Intern(keys.data(), count, ids.data()) == fits);
+        if (fits) {
+          CHECK(ids == want);
+          CHECK(table.size() == static_cast<int64_t>(known.size()));
+          for (int64_t i = 0; i < count; ++i) {
+            CHECK(SameBits(table.key(ids[i]), keys.data() + i * words, words));
+          }
+        } else {
+          table.Clear();
+          known.clear();
+          CHECK(table.size() == 0);
+        }
+      }
+    }
+  }
+}
+
+Window RandomWindow(Random* random, int64_t height, int64_t width) {
+  Window w;
+  w.height = height;
+  w.width = width;
+  w.kernel_height = random->Int(1, 3);
+  w.kernel_width = random->Int(1, 3);
+  w.stride_height = random->Int(1, 2);
+  w.stride_width = random->Int(1, 2);
+  w.dilation_height = random->Int(1, 2);
+  w.dilation_width = random->Int(1, 2);
+  Pad(random->Chance(50), &w);
+  if (w.positions() == 0) Pad(true, &w);
+  return w;
+}
+
+// Frames that follow each other: of few values, so that patches come again.
+class Video {
+ public:
+  Video(const FrameShape& shape, int64_t streams, uint32_t seed)
+      : shape_(shape), streams_(streams), random_(seed) {
+    values_.resize(streams * shape.pixels() * shape.channels);
+    Redraw(100);
+  }
+  int64_t streams() const { return streams_; }
+  const uint8_t* data() {
+    if (!shape_.bytes) return reinterpret_cast<const uint8_t*>(values_.data());
+    bytes_.assign(values_.begin(), values_.end());
+    return bytes_.data();
+  }
+  // [streams, pixels, channels].
+  const std::vector<float>& values() const { return values_; }
+
+  void Next() {
+    switch (random_.Int(0, 7)) {
+      case 0:
+        return;
+      case 1:
+        return Redraw(100);
+      case 2:
+        return Resize(random_.Pick<int64_t>({1, 2, 6}));
+      case 3:  // what another stream shows
+        std::copy_n(values_.end() - values_.size() / streams_,
+                    values_.size() / streams_, values_.begin());
+        return;
+      case 4:
+        if (!shape_.bytes) {
+          values_[random_.Int(0, values_.size() - 1)] =
+              random_.Pick<float>({NAN, INFINITY, -0.f});
+        }
+        return;
+      default:
+        return Redraw(random_.Pick<int64_t>({1, 5, 20}));
+    }
+  }
+
+ private:
+  void Redraw(int64_t percent) {
+    for (float& value : values_) {
+      if (random_.Chance(percent)) value = random_.Int(0, 2);
+    }
+  }
+  void Resize(int64_t streams) {
+    values_.resize(values_.size() / streams_ * streams);
+    streams_ = streams;
+  }
+
+  FrameShape shape_;
+  int64_t streams_;
+  Random random_;
+  std::vector<float> values_;
+  std::vector<uint8_t> bytes_;
+};
+
+FrameShape RandomFrame(Random* random) {
+  FrameShape frame;
+  frame.height = random->Int(1, 8);
+  frame.width = random->Pick<int64_t>({1, 5, 8, 70});
+  frame.channels = random->Int(1, 4);
+  frame.bytes = random->Chance(50);
+  return frame;
+}
+
+// Equal patches share an id, others do not; what changed is listed.
+void TestStructure(Reuse reuse) {
+  Random random(2);
+  for (int i = 0; i < 40; ++i) {
+    const FrameShape frame = RandomFrame(&random);
+    std::vector<Window> windows;
+    int64_t height = frame.height, width = frame.width;
+    for (int64_t k = random.Int(0, 3); k > 0; --k) {
+      windows.push_back(RandomWindow(&random, height, width));
+      height = windows.back().out_height;
+      width = windows.back().out_width;
+    }
+    Structure structure(frame, windows,
+                        std::vector<int64_t>(windows.size() + 1, 20000),
+                        random.Pick<uint64_t>({~uint64_t{}, 3}));
+    structure.Restart(reuse);
+    Video video(frame, random.Int(1, 3), i);
+    std::vector<std::vector<int32_t>> ids_before;
+    // By map: the number of rows that have been called new.
+    std::vector<int64_t> rows(windows.size() + 1, 0);
+    for (int step = 0; step < 8; ++step, video.Next()) {
+      const int64_t known_streams = structure.streams();
+      std::vector<bool> fresh(video.streams(), false);
+      for (int64_t n = 0; n < video.streams(); ++n) {
+        if (n < known_streams && random.Chance(15)) structure.Reset(n);
+      }
+      CHECK(structure.Step(video.data(), video.streams(),
+                           step % 2 == 0 ? ParallelFor(Serial) : Threads(i)));
+      CHECK(structure.streams() == video.streams());
+      std::vector<std::vector<int32_t>> ids(windows.size() + 1);
+      for (size_t m = 0; m <= windows.size(); ++m) {
+        const Structure::Map& map = structure.maps()[m];
+        const int64_t count = video.streams() * map.pixels();
+        for (int64_t at = 0; at < count; ++at) {
+          ids[m].push_back(structure.id(m, at));
+        }
+        // What is in each position: a pixel, or a patch of the ids before.
+        std::vector<std::vector<int32_t>> contents(count);
+        if (m == 0) {
+          for (int64_t at = 0; at < count; ++at) {
+            contents[at].resize(frame.channels);
+            std::memcpy(contents[at].data(),
+                        video.values().data() + at * frame.channels,
+                        4 * frame.channels);
+          }
+        } else {
+          const auto patches =
+              reference::AllPatches(windows[m - 1], video.streams());
+          const int64_t taps = windows[m - 1].taps();
+          for (int64_t at = 0; at < count; ++at) {
+            for (int64_t t = 0; t < taps; ++t) {
+              const int32_t pixel = patches[at * taps + t];
+              contents[at].push_back(pixel < 0 ? -1 : ids[m - 1][pixel]);
+            }
+          }
+        }
+        if (reuse == Reuse::kContent) {
+          std::map<std::vector<int32_t>, int32_t> id_of;
+          std::map<int32_t, std::vector<int32_t>> content_of;
+          for (int64_t at = 0; at < count; ++at) {
+            const auto a = id_of.emplace(contents[at], ids[m][at]);
+            CHECK(a.first->second == ids[m][at]);
+            const auto b = content_of.emplace(ids[m][at], contents[at]);
+            CHECK(b.first->second == contents[at]);
+          }
+          // Whatever changed its id is listed.
+          if (step > 0) {
+            std::vector<bool> listed(count, false);
+            for (const int32_t at : map.positions) listed[at] = true;
+            const int64_t both = std::min<int64_t>(count, ids_before[m].size());
+            for (int64_t at = 0; at < both; ++at) {
+              CHECK(listed[at] || ids[m][at] == ids_before[m][at]);
+            }
+          }
+          if (map.table != nullptr) {
+            CHECK(map.rows.first == rows[m]);
+            rows[m] += map.rows.count;
+            CHECK(map.table->size() == rows[m]);
+          }
+        } else {
+          CHECK(map.rows.count == static_cast<int64_t>(map.positions.size()));
+        }
+        for (size_t p = 1; p < map.positions.size(); ++p) {
+          CHECK(map.positions[p - 1] < map.positions[p]);
+        }
+      }
+      ids_before = ids;
+    }
+  }
+}
+
+NetworkSpec::Op RandomOp(Random* random) {
+  NetworkSpec::Op op;
+  switch (random->Int(0, 3)) {
+    case 0:
+      op.op.activation = Activation::kRelu;
+      break;
+    case 1:
+      op.op.activation = Activation::kTanh;
+      break;
+    case 2:
+      op.op.kind = RowOp::kAffine;
+      op.op.scale = {0.5f};
+      op.op.offset = {0.25f};
+      break;
+    default:
+      op.batch_norm = true;
+      op.has_gamma = random->Chance(50);
+      op.has_beta = random->Chance(50);
+      op.epsilon = 0.01f;
+  }
+  return op;
+}
+
+NetworkSpec RandomSpec(Random* random) {
+  NetworkSpec spec;
+  spec.frame = RandomFrame(random);
+  const auto add_ops = [&](std::vector<NetworkSpec::Op>* ops) {
+    if (random->Chance(40)) ops->push_back(RandomOp(random));
+  };
+  add_ops(&spec.pixel_ops);
+  int64_t height = spec.frame.height, width = spec.frame.width;
+  for (int64_t k = random->Int(0, 3); k > 0; --k) {
+    NetworkSpec::Stage stage;
+    stage.window = RandomWindow(random, height, width);
+    stage.channels = stage.filters = spec.channels();
+    stage.kind = random->Pick(
+        {NetworkSpec::Stage::kConv, NetworkSpec::Stage::kConv,
+         NetworkSpec::Stage::kMaxPool, NetworkSpec::Stage::kAveragePool});
+    if (stage.kind == NetworkSpec::Stage::kConv) {
+      stage.groups = random->Chance(30) ? stage.channels : 1;
+      stage.filters = stage.groups * random->Int(1, 9);
+      stage.use_bias = random->Chance(50);
+    } else {  // Keras has no dilated pooling
+      stage.window.dilation_height = stage.window.dilation_width = 1;
+      Pad(true, &stage.window);
+    }
+    add_ops(&stage.ops);
+    spec.stages.push_back(stage);
+    height = stage.window.out_height;
+    width = stage.window.out_width;
+  }
+  spec.average = random->Chance(30);
+  if (spec.average) add_ops(&spec.average_ops);
+  for (int64_t k = random->Int(spec.average ? 0 : 1, 3); k > 0; --k) {
+    spec.dense.emplace_back();
+    spec.dense.back().units = random->Int(1, 20);
+    spec.dense.back().use_bias = random->Chance(50);
+    add_ops(&spec.dense.back().ops);
+  }
+  return spec;
+}
+
+using Weights = std::vector<std::vector<float>>;
+
+Weights RandomWeights(const NetworkSpec& spec, Random* random) {
+  Weights weights;
+  for (const int64_t size : spec.WeightSizes()) {
+    // Positive, as a variance has to be.
+    weights.push_back(random->Floats(size));
+    for (float& value : weights.back()) value = 0.01f + std::fabs(value) / 2;
+  }
+  return weights;
+}
+
+std::vector<const float*> Pointers(const Weights& weights) {
+  std::vector<const float*> pointers;
+  for (const auto& weight : weights) pointers.push_back(weight.data());
+  return pointers;
+}
+
+// The network on one frame [pixels, channels], by the definitions.
+std::vector<float> Reference(const NetworkSpec& spec, const Weights& weights,
+                             const float* frame) {
+  auto next = weights.begin();
+  const auto apply = [&](const std::vector<NetworkSpec::Op>& ops,
+                         std::vector<float>* rows, int64_t channels) {
+    for (const NetworkSpec::Op& op : ops) {
+      const float* gamma =
+          op.batch_norm && op.has_gamma ? (next++)->data() : nullptr;
+      const float* beta =
+          op.batch_norm && op.has_beta ? (next++)->data() : nullptr;
+      const float* mean = op.batch_norm ? (next++)->data() : nullptr;
+      const float* variance = op.batch_norm ? (next++)->data() : nullptr;
+      for (size_t i = 0; i < rows->size(); i += channels) {
+        if (!op.batch_norm) {
+          op.op.Apply(rows->data() + i, channels);
+          continue;
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          const double x = ((*rows)[i + c] - double{mean[c]}) /
+                           std::sqrt(double{variance[c]} + op.epsilon);
+          (*rows)[i + c] = x * (gamma == nullptr ? 1 : gamma[c]) +
+                           (beta == nullptr ? 0 : beta[c]);
+        }
+      }
+    }
+  };
+  int64_t channels = spec.frame.channels;
+  std::vector<float> rows(frame, frame + spec.frame.pixels() * channels);
+  apply(spec.pixel_ops, &rows, channels);
+  for (const auto& stage : spec.stages) {
+    const bool conv = stage.kind == NetworkSpec::Stage::kConv;
+    const auto patches = reference::AllPatches(stage.window, 1);
+    const int64_t taps = stage.window.taps();
+    const float* kernel = conv ? (next++)->data() : nullptr;
+    const float* bias = stage.use_bias ? (next++)->data() : nullptr;
+    std::vector<float> out;
+    for (int64_t at = 0; at < stage.window.positions(); ++at) {
+      const int32_t* patch = patches.data() + at * taps;
+      for (int64_t f = 0; f < stage.filters; ++f) {
+        if (conv) {
+          out.push_back(reference::Convolve(rows.data(), patch, taps, channels,
+                                            kernel, bias, stage.filters,
+                                            stage.groups, f)
+                            .value);
+          continue;
+        }
+        double top = -3.4028234663852886e38, sum = 0;
+        int64_t inside = 0;
+        for (int64_t t = 0; t < taps; ++t) {
+          if (patch[t] < 0) continue;
+          const double value = rows[patch[t] * channels + f];
+          if (value > top) top = value;
+          sum += value;
+          ++inside;
+        }
+        out.push_back(
+            stage.kind == NetworkSpec::Stage::kMaxPool ? top : sum / inside);
+      }
+    }
+    rows = out;
+    channels = stage.filters;
+    apply(stage.ops, &rows, channels);
+  }
+  if (spec.average) {
+    std::vector<float> means;
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0;
+      for (size_t i = c; i < rows.size(); i += channels) sum += rows[i];
+      means.push_back(sum * channels / rows.size());
+    }
+    rows = means;
+    apply(spec.average_ops, &rows, channels);
+  }
+  for (const auto& layer : spec.dense) {
+    const std::vector<float>& kernel = *next++;
+    const float* bias = layer.use_bias ? (next++)->data() : nullptr;
+    std::vector<float> out;
+    for (int64_t u = 0; u < layer.units; ++u) {
+      double sum = bias == nullptr ? 0 : bias[u];
+      for (size_t i = 0; i < rows.size(); ++i) {
+        sum += double{rows[i]} * kernel[i * layer.units + u];
+      }
+      out.push_back(sum);
+    }
+    rows = out;
+    apply(layer.ops, &rows, layer.units);
+  }
+  return rows;
+}
+
+bool Near(float got, float want) {
+  if (std::isnan(want) || std::isinf(want)) {
+    return std::isnan(got) || std::isinf(got);
+  }
+  return std::fabs(got - want) <= 1e-3 * (1 + std::fabs(want));
+}
+
+Network::Options Options(Reuse reuse, int64_t max_rows = 20000,
+                         uint64_t hash_mask = ~uint64_t{},
+                         int64_t memo_bytes = 1 << 16) {
+  Network::Options options;
+  options.reuse = reuse;
+  options.max_rows = max_rows;
+  options.hash_mask = hash_mask;
+  options.memo_bytes = memo_bytes;
+  return options;
+}
+
+void TestNetworks(int cases) {
+  Random random(3);
+  for (int i = 0; i < cases; ++i) {
+    const NetworkSpec spec = RandomSpec(&random);
+    Weights weights = RandomWeights(spec, &random);
+    std::vector<std::unique_ptr<Network>> networks;
+    const auto add = [&](const Network::Options& options) {
+      networks.push_back(std::make_unique<Network>(spec, options));
+      networks.back()->SetWeights(Pointers(weights), true);
+    };
+    for (const uint64_t mask : kHashMasks) {
+      add(Options(Reuse::kContent, 20000, mask));
+    }
+    add(Options(Reuse::kTemporal));
+    for (const int64_t max_rows : {1, 5, 60}) {
+      add(Options(Reuse::kContent, max_rows));
+    }
+    add(Options(Reuse::kContent, 20000, ~uint64_t{}, 0));
+    Video video(spec.frame, random.Int(1, 5), i);
+    Weights moved;
+    for (int step = 0; step < 7; ++step, video.Next()) {
+      const int64_t streams = video.streams(), units = spec.units();
+      const int64_t event = random.Int(0, 7);
+      if (event == 0) {
+        weights = RandomWeights(spec, &random);
+        for (auto& n : networks) n->SetWeights(Pointers(weights), true);
+      } else if (event == 1) {
+        moved = weights;
+        weights.swap(moved);
+        for (auto& n : networks) n->SetWeights(Pointers(weights), false);
+      } else if (event == 2) {
+        for (auto& n : networks) n->Reset(random.Int(0, 5));
+      } else if (event == 3) {
+        networks[random.Int(0, networks.size() - 1)]->Reset();
+      }
+      Network fresh(spec, Options(random.Chance(50) ? Reuse::kContent
+                                                    : Reuse::kTemporal));
+      fresh.SetWeights(Pointers(weights), true);
+      const int64_t size = spec.frame.pixels() * spec.frame.channels;
+      const int64_t bytes = size * (spec.frame.bytes ? 1 : 4);
+      std::vector<float> want(streams * units);
+      for (int64_t n = 0; n < streams; ++n) {
+        // Each stream alone.
+        fresh.Reset();
+        fresh.Step(video.data() + n * bytes, 1, Serial,
+                   want.data() + n * units);
+        const auto plain =
+            Reference(spec, weights, video.values().data() + n * size);
+        CHECK(static_cast<int64_t>(plain.size()) == units);
+        for (int64_t u = 0; u < units; ++u) {
+          CHECK(Near(want[n * units + u], plain[u]));
+        }
+      }
+      for (size_t k = 0; k < networks.size(); ++k) {
+        std::vector<float> got(streams * units, 77.f);
+        networks[k]->Step(
+            video.data(), streams,
+            (step + k) % 3 == 0 ? Threads(k) : ParallelFor(Serial), got.data());
+        CHECK(SameBits(got, want));
+        const std::vector<int64_t> rows = networks[k]->Rows();
+        for (size_t m = 0; m < rows.size(); ++m) {
+          CHECK(networks[k]->reuse() == Reuse::kTemporal ||
+                rows[m] <= networks[k]->max_rows()[m]);
+        }
+        for (const auto& map : networks[k]->stats().maps) {
+          CHECK(0 <= map.changed && map.changed <= map.positions);
+          CHECK(map.new_rows <= map.changed);
+          CHECK(map.multiply_adds <= map.dense_multiply_adds);
+        }
+      }
+    }
+  }
+}
+
+// What the hash is changes nothing but time.
+void TestCollisionsChangeNothing() {
+  Random random(4);
+  for (int i = 0; i < 15; ++i) {
+    const NetworkSpec spec = RandomSpec(&random);
+    const Weights weights = RandomWeights(spec, &random);
+    std::vector<NetworkStats> all;
+    for (const uint64_t mask : kHashMasks) {
+      Network network(spec, Options(Reuse::kContent, 300, mask));
+      network.SetWeights(Pointers(weights), true);
+      Video video(spec.frame, 2, i);
+      std::vector<float> outputs(6 * spec.units());
+      for (int step = 0; step < 10; ++step, video.Next()) {
+        network.Step(video.data(), video.streams(), Serial, outputs.data());
+      }
+      all.push_back(network.stats());
+    }
+    for (const NetworkStats& stats : all) {
+      CHECK(stats.clears == all[0].clears);
+      CHECK(stats.switches == all[0].switches);
+      for (size_t m = 0; m < stats.maps.size(); ++m) {
+        CHECK(stats.maps[m].changed == all[0].maps[m].changed);
+        CHECK(stats.maps[m].new_rows == all[0].maps[m].new_rows);
+      }
+    }
+  }
+}
+
+// Large enough that every parallel loop is cut: for the thread sanitizer too.
+void TestThreads() {
+  Random random(5);
+  NetworkSpec spec;
+  spec.frame.height = spec.frame.width = 24;
+  spec.frame.channels = 3;
+  for (const int64_t filters : {20, 24}) {
+    NetworkSpec::Stage stage;
+    stage.window.height = stage.window.width = 24;
+    stage.window.kernel_height = stage.window.kernel_width = 3;
+    Pad(true, &stage.window);
+    stage.channels = spec.channels();
+    stage.filters = filters;
+    stage.use_bias = true;
+    stage.ops.emplace_back();
+    stage.ops.back().op.activation = Activation::kRelu;
+    spec.stages.push_back(stage);
+  }
+  spec.dense.resize(2);
+  spec.dense[0].units = 33;
+  spec.dense[1].units = 5;
+  const Weights weights = RandomWeights(spec, &random);
+  for (const Reuse reuse : {Reuse::kContent, Reuse::kTemporal}) {
+    Network one(spec, Options(reuse)), many(spec, Options(reuse));
+    one.SetWeights(Pointers(weights), true);
+    many.SetWeights(Pointers(weights), true);
+    Video video(spec.frame, 3, 1);
+    for (int step = 0; step < 8; ++step, video.Next()) {
+      std::vector<float> want(video.streams() * 5), got(want);
+      one.Step(video.data(), video.streams(), Serial, want.data());
+      many.Step(video.data(), video.streams(), Threads(step), got.data());
+      CHECK(SameBits(got, want));
+    }
+  }
+}
+
+// Noise makes a network go over to temporal reuse; after a pause it tries
+// content reuse again, and stays with it if the noise is over.
+void TestAdaptation() {
+  Random random(6);
+  NetworkSpec spec;
+  spec.frame.height = spec.frame.width = 5;
+  spec.frame.channels = 1;
+  NetworkSpec::Stage stage;
+  stage.window.height = stage.window.width = 5;
+  stage.window.kernel_height = stage.window.kernel_width = 3;
+  Pad(true, &stage.window);
+  stage.channels = 1;
+  stage.filters = 4;
+  spec.stages.push_back(stage);
+  spec.dense.resize(1);
+  spec.dense[0].units = 3;
+  const Weights weights = RandomWeights(spec, &random);
+  Network network(spec, Options(Reuse::kContent));
+  Network temporal(spec, Options(Reuse::kTemporal));
+  for (Network* n : {&network, &temporal}) {
+    n->SetWeights(Pointers(weights), true);
+  }
+  std::vector<std::vector<float>> frames;
+  const auto until = [&](Reuse reuse, int64_t steps, bool noise) {
+    for (int64_t step = 0; step < steps; ++step) {
+      if (noise || frames.size() < 2) frames.push_back(random.Floats(25));
+      const auto& frame = frames[frames.size() - 1 - step % 2];
+      std::vector<float> got(3), want(3);
+      network.Step(frame.data(), 1, Serial, got.data());
+      temporal.Step(frame.data(), 1, Serial, want.data());
+      CHECK(SameBits(got, want));
+      if (network.reuse() == reuse) return true;
+    }
+    return false;
+  };
+  CHECK(until(Reuse::kTemporal, 1000, true));
+  CHECK(network.stats().switches == 1);
+  CHECK(until(Reuse::kContent, 10000, false));
+  CHECK(network.stats().switches == 2);
+  CHECK(!until(Reuse::kTemporal, 500, false));
+  CHECK(network.stats().switches == 2);
+  network.Reset();
+  CHECK(network.stats().switches == 0);
+  CHECK(network.reuse() == Reuse::kContent);
+}
+
+int Main() {
+  for (const uint64_t mask : kHashMasks) TestIntern(mask);
+  TestStructure(Reuse::kContent);
+  TestStructure(Reuse::kTemporal);
+  TestNetworks(40);
+  TestCollisionsChangeNothing();
+  TestThreads();
+  TestAdaptation();
+  return Report("networks");
+}
+
+}  // namespace
+}  // namespace reuse_tf
+
+int main() { return reuse_tf::Main(); }

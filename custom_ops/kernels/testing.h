@@ -1,0 +1,118 @@
+// What the kernels' test programs share.
+#ifndef REUSE_TF_KERNELS_TESTING_H_
+#define REUSE_TF_KERNELS_TESTING_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cinttypes>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/reference.h"
+
+namespace reuse_tf {
+
+inline int64_t checks = 0, failures = 0;
+
+#define CHECK(condition) Check((condition), #condition, __FILE__, __LINE__)
+
+// At most this many are printed: one mistake makes thousands.
+inline void Check(bool holds, const char* what, const char* file, int line) {
+  constexpr int64_t kPrinted = 50;
+  ++checks;
+  if (holds) return;
+  if (++failures <= kPrinted) {
+    std::printf("%s:%d: failed: %s\n", file, line, what);
+  }
+}
+
+class Random {
+ public:
+  explicit Random(uint32_t seed) : engine_(seed) {}
+  // An integer in [low, high].
+  int64_t Int(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % (high - low + 1));
+  }
+  bool Chance(int64_t percent) { return Int(0, 99) < percent; }
+  float Float() { return Int(-1000, 1000) / 500.f; }
+  std::vector<float> Floats(int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = Float();
+    return values;
+  }
+  template <typename T>
+  T Pick(std::initializer_list<T> values) {
+    return values.begin()[Int(0, values.size() - 1)];
+  }
+  template <typename T>
+  void Shuffle(std::vector<T>* values) {
+    for (size_t i = values->size(); i > 1; --i) {
+      std::swap((*values)[i - 1], (*values)[Int(0, i - 1)]);
+    }
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+template <typename T>
+bool SameBits(const T* a, const T* b, int64_t count) {
+  return count == 0 || std::memcmp(a, b, count * sizeof(T)) == 0;
+}
+
+template <typename T>
+bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && SameBits(a.data(), b.data(), a.size());
+}
+
+// Whether `got` is `want` to the rounding of a float sum of `terms` terms.
+inline bool Near(float got, const reference::Sum& want, int64_t terms) {
+  if (std::isnan(want.value)) return std::isnan(got);
+  const double bound =
+      (terms + 2) * std::numeric_limits<float>::epsilon() * want.size;
+  return std::fabs(got - want.value) <= bound + 1e-30;
+}
+
+// Cuts the range at random places and runs the parts on three threads.
+inline ParallelFor Threads(uint32_t seed) {
+  auto next = std::make_shared<std::atomic<uint32_t>>(seed);
+  return [next](int64_t total, int64_t /*cycles*/,
+                const std::function<void(int64_t, int64_t)>& body) {
+    constexpr int kThreads = 3;
+    Random random((*next)++);
+    std::vector<int64_t> cuts = {0, total};
+    for (int i = 0; i < 5; ++i) cuts.push_back(random.Int(0, total));
+    std::sort(cuts.begin(), cuts.end());
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = t; i + 1 < cuts.size(); i += kThreads) {
+          if (cuts[i] < cuts[i + 1]) body(cuts[i], cuts[i + 1]);
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  };
+}
+
+// Prints what came out; returns the program's exit code.
+inline int Report(const std::string& what) {
+  std::printf("%" PRId64 " checks, %" PRId64 " failed; %s\n", checks, failures,
+              what.c_str());
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_TESTING_H_
