@@ -10,8 +10,9 @@ import program
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Policy to play: a .keras file, or the directory of a run of train.py. If "
-    "not given, --filters describes one, with random weights.",
+    "Policy to play: a .keras file, or the directory of a run of train.py, "
+    "whose --game and --downsample are then the default. If not given, "
+    "--filters describes one, with random weights.",
 )
 NUM_ENVS = flags.DEFINE_integer(
     "num_envs", 1, "Environments to play at once.", lower_bound=1
@@ -28,11 +29,14 @@ def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.quiet_start():
-        from reuse_tf import play
+        from reuse_tf import play, run_directory
+    run = {}
+    if CHECKPOINT.value is not None:
+        run = run_directory.saved_settings(CHECKPOINT.value)
     try:
         env, policy = play.prepare(
-            program.GAME.value,
-            downsample=program.DOWNSAMPLE.value,
+            _value(program.GAME, run),
+            downsample=_value(program.DOWNSAMPLE, run),
             filters=program.FILTERS.value,
             num_envs=NUM_ENVS.value,
             checkpoint=CHECKPOINT.value,
@@ -51,6 +55,11 @@ def main(_):
     if program.SUMMARY_JSON.value is not None:
         with open(program.SUMMARY_JSON.value, "w") as file:
             json.dump(summary.as_dict(), file, indent=2)
+
+
+def _value(flag, run):
+    """Returns a flag's value; if it is not given, that of the run played."""
+    return flag.value if flag.present else run.get(flag.name, flag.value)
 
 
 if __name__ == "__main__":
