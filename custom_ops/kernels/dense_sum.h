@@ -194,26 +194,19 @@ class DenseSum {
               const RowOf& row_of, const IdOf& id_of, const float* weights,
               const InstructionSet& set, const ParallelFor& parallel,
               LeafMemo* memo, float* trees) const {
-    // Looking up is waiting for memory, which two threads do in half the time.
-    const int64_t count = changes.size();
-    std::vector<uint8_t> known(count);
-    parallel(count, 200, [&](int64_t begin, int64_t end) {
-      constexpr int64_t kAhead = 12;
-      for (int64_t i = begin; i < end; ++i) {
-        if (i + kAhead < end) {
-          const LeafChange& later = changes[i + kAhead];
-          memo->Prefetch(later.leaf, id_of(later));
-        }
-        const float* sum = memo->Find(changes[i].leaf, id_of(changes[i]));
-        known[i] = sum != nullptr;
-        if (known[i]) {
-          std::memcpy(Node(changes[i], trees), sum, units_ * sizeof(float));
-        }
+    constexpr size_t kAhead = 12;
+    thread_local std::vector<LeafChange> unknown;
+    unknown.clear();
+    for (size_t i = 0; i < changes.size(); ++i) {
+      if (i + kAhead < changes.size()) {
+        memo->Prefetch(changes[i + kAhead].leaf, id_of(changes[i + kAhead]));
       }
-    });
-    std::vector<LeafChange> unknown;
-    for (int64_t i = 0; i < count; ++i) {
-      if (!known[i]) unknown.push_back(changes[i]);
+      const float* sum = memo->Find(changes[i].leaf, id_of(changes[i]));
+      if (sum == nullptr) {
+        unknown.push_back(changes[i]);
+      } else {
+        std::memcpy(Node(changes[i], trees), sum, units_ * sizeof(float));
+      }
     }
     Compute(unknown, row_of, weights, set, parallel, trees);
     for (const LeafChange& change : unknown) {

@@ -20,9 +20,9 @@ inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
   auto* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
   return [pool](int64_t total, int64_t cycles,
                 const std::function<void(int64_t, int64_t)>& body) {
-    // The pool takes microseconds to find out that there is too little to
-    // share.
-    constexpr int64_t kWorthSharing = 100000;  // cycles
+    // Waking a thread takes as long as a good part of a millisecond's work, and
+    // what it does not find in its caches comes on top.
+    constexpr int64_t kWorthSharing = 4000000;  // cycles
     if (total <= 1 || total * cycles < kWorthSharing) {
       Serial(total, cycles, body);
       return;
