@@ -565,9 +565,7 @@ class _Chain:
                     layer.kernel.value, [-1, rows.shape[1], layer.units]
                 )
                 values = ops.pair_product(rows, structure.pairs, weights)
-                return ops.run_sum(
-                    values, structure.runs, structure.num_frames
-                )
+                return ops.run_sum(values, structure.runs, structure.num_frames)
 
             self._sum = multiply
         else:

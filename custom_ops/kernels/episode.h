@@ -95,8 +95,7 @@ class EpisodeRecorder {
   void Close(int64_t at) {
     const Open& open = open_[at];
     if (open.row < 0) return;
-    shown_.push_back(
-        {static_cast<int32_t>(at), open.row, open.begin, frames_});
+    shown_.push_back({static_cast<int32_t>(at), open.row, open.begin, frames_});
   }
 
   int32_t frames_ = 0;
