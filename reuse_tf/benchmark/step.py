@@ -294,7 +294,7 @@ def _print(rows):
     }
     table = report.Table(
         [
-            ("game", 13),
+            ("game", 14),
             *((name, width) for name, (_, width, _) in columns.items()),
         ]
     )
