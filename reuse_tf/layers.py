@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 from typing import NamedTuple
 
 import keras
@@ -49,6 +50,10 @@ class Stats(NamedTuple):
     dense_multiply_adds: int = 0
 
 
+# Threads that meet in a layer's first call are to share one state.
+_making_a_state = threading.Lock()
+
+
 class _Incremental:
     """What the incremental layers share: their state beside their weights.
 
@@ -78,7 +83,9 @@ class _Incremental:
 
     def _state_handle(self):
         if self._state is None:
-            self._state = ops.new_state()
+            with _making_a_state:
+                if self._state is None:
+                    self._state = ops.new_state()
         return self._state
 
     def _reuses(self, inputs, training):

@@ -104,7 +104,8 @@ class Runner:
     result does not depend, to the bit, on what was run before or beside it.
 
     The model's own variables are used: when they change, the next output is
-    of the new weights.
+    of the new weights. Its layers and their other settings (activations,
+    LoRA) are read once, when the runner is made.
 
     Safe to call from several threads, one of which is served at a time.
 

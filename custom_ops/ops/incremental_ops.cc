@@ -194,7 +194,11 @@ class IncrementalState : public tensorflow::ResourceBase {
       return absl::OkStatus();
     }
     const float* from = table.flat<float>().data();
+    // Rows that are all about to be overwritten need not be copied.
+    const bool all =
+        static_cast<int64_t>(changed.size()) * channels == table.NumElements();
     if (spare.IsInitialized() && spare.RefCountIsOne()) {
+      if (all) behind.clear();
       float* to = spare.flat<float>().data();
       OpThreads(
           context)(behind.size(), channels, [&](int64_t begin, int64_t end) {
