@@ -238,17 +238,34 @@ def _sparse_scatter_grad(op, gradient):
     return table_gradient, None, rows_gradient
 
 
-def _activate(op, outputs):
-    return keras.activations.get(op.get_attr("activation").decode())(outputs)
+def _layer_gradient(op, gradient, linear):
+    """The gradient of a layer's op: that of the plain layer.
+
+    Args:
+        op: Its inputs are the state, the inputs, the kernel and the bias.
+        gradient: Of its output.
+        linear: What the plain layer makes of inputs and kernel.
+    """
+    _, inputs, kernel, bias = op.inputs
+    with tf.GradientTape() as tape:
+        tape.watch([inputs, kernel, bias])
+        outputs = linear(inputs, kernel)
+        if op.get_attr("use_bias"):
+            outputs = outputs + bias
+        name = op.get_attr("activation").decode()
+        outputs = keras.activations.get(name)(outputs)
+    return None, *tape.gradient(
+        outputs,
+        [inputs, kernel, bias],
+        gradient,
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
 
 
 @tf.RegisterGradient("ReuseTF>IncrementalConv2D")
 def _incremental_conv2d_grad(op, gradient):
-    """The dense gradient: by differentiating the plain convolution."""
-    _, inputs, kernel, bias = op.inputs
-    with tf.GradientTape() as tape:
-        tape.watch([inputs, kernel, bias])
-        outputs = keras.ops.conv(
+    def convolve(inputs, kernel):
+        return keras.ops.conv(
             inputs,
             kernel,
             strides=op.get_attr("strides"),
@@ -256,33 +273,13 @@ def _incremental_conv2d_grad(op, gradient):
             dilation_rate=op.get_attr("dilations"),
             data_format="channels_last",
         )
-        if op.get_attr("use_bias"):
-            outputs = outputs + bias
-        outputs = _activate(op, outputs)
-    return None, *tape.gradient(
-        outputs,
-        [inputs, kernel, bias],
-        gradient,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+
+    return _layer_gradient(op, gradient, convolve)
 
 
 @tf.RegisterGradient("ReuseTF>IncrementalDense")
 def _incremental_dense_grad(op, gradient):
-    """The dense gradient: by differentiating the plain product."""
-    _, inputs, kernel, bias = op.inputs
-    with tf.GradientTape() as tape:
-        tape.watch([inputs, kernel, bias])
-        outputs = tf.matmul(inputs, kernel)
-        if op.get_attr("use_bias"):
-            outputs = outputs + bias
-        outputs = _activate(op, outputs)
-    return None, *tape.gradient(
-        outputs,
-        [inputs, kernel, bias],
-        gradient,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
+    return _layer_gradient(op, gradient, tf.matmul)
 
 
 @tf.RegisterGradient("ReuseTF>PatchProduct")

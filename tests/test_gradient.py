@@ -98,7 +98,8 @@ class TestChains:
         st.integers(0, 2**32),
     )
     def test_equal_to_a_plain_tape(self, chain, frames, dtype, seed):
-        model, shape = chain
+        make, shape = chain
+        model = make()
         rng = np.random.default_rng(seed)
         video = random_video(rng, frames, shape, dtype)
         loss = random_loss(rng, (frames, *model.output_shape[1:]))

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/structure.h"
 #include "custom_ops/kernels/window.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -67,6 +68,23 @@ inline absl::Status CheckIds(const char* name, const tensorflow::Tensor& ids,
                      flat(bad), " at flat index ", bad));
   }
   return absl::OkStatus();
+}
+
+// Checks that frames are [*, height, width, channels] of the type and shape
+// that a program says; `batch` names the first dimension.
+inline absl::Status CheckFrames(const tensorflow::Tensor& frames,
+                                const FrameShape& shape, const char* batch) {
+  const bool bytes = frames.dtype() == tensorflow::DT_UINT8;
+  if (frames.dims() == 4 && frames.dim_size(1) == shape.height &&
+      frames.dim_size(2) == shape.width &&
+      frames.dim_size(3) == shape.channels && shape.bytes == bytes) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "frames must be ", shape.bytes ? "uint8" : "float32", " [", batch, ", ",
+      shape.height, ", ", shape.width, ", ", shape.channels, "], got ",
+      tensorflow::DataTypeString(frames.dtype()), " ",
+      frames.shape().DebugString()));
 }
 
 // The attributes `strides`, `dilations` and `padding` of a window.

@@ -235,19 +235,8 @@ class VideoStructureOp : public OpKernel {
   }
 
   void Compute(OpKernelContext* context) override {
-    const FrameShape& shape = spec_.frame;
     const Tensor& frames = context->input(0);
-    OP_REQUIRES(
-        context,
-        frames.dims() == 4 && frames.dim_size(1) == shape.height &&
-            frames.dim_size(2) == shape.width &&
-            frames.dim_size(3) == shape.channels &&
-            shape.bytes == (sizeof(T) == 1),
-        absl::InvalidArgumentError(absl::StrCat(
-            "frames must be ", shape.bytes ? "uint8" : "float32", " [T, ",
-            shape.height, ", ", shape.width, ", ", shape.channels, "], got ",
-            tensorflow::DataTypeString(frames.dtype()), " ",
-            frames.shape().DebugString())));
+    OP_REQUIRES_OK(context, CheckFrames(frames, spec_.frame, "T"));
     const int64_t count = frames.dim_size(0);
     OP_REQUIRES_OK(context, CheckCountable("the number of frames", count));
     try {

@@ -245,19 +245,8 @@ class RunnerStepOp : public OpKernel {
   void Compute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
-    const FrameShape& shape = state->spec().frame;
     const Tensor& frames = context->input(1);
-    OP_REQUIRES(
-        context,
-        frames.dims() == 4 && frames.dim_size(1) == shape.height &&
-            frames.dim_size(2) == shape.width &&
-            frames.dim_size(3) == shape.channels &&
-            shape.bytes == (sizeof(T) == 1),
-        absl::InvalidArgumentError(absl::StrCat(
-            "frames must be ", shape.bytes ? "uint8" : "float32", " [N, ",
-            shape.height, ", ", shape.width, ", ", shape.channels, "], got ",
-            tensorflow::DataTypeString(frames.dtype()), " ",
-            frames.shape().DebugString())));
+    OP_REQUIRES_OK(context, CheckFrames(frames, state->spec().frame, "N"));
     const int64_t streams = frames.dim_size(0);
     Tensor* outputs = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(
