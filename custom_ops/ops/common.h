@@ -23,7 +23,7 @@ inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
                 const std::function<void(int64_t, int64_t)>& body) {
     // Waking a thread takes as long as a good part of a millisecond's work, and
     // what it does not find in its caches comes on top.
-    constexpr int64_t kWorthSharing = 4000000;  // cycles
+    constexpr int64_t kWorthSharing = 1000000;  // cycles
     if (total <= 1 || total * cycles < kWorthSharing) {
       Serial(total, cycles, body);
       return;
