@@ -694,10 +694,12 @@ class TestStats:
                 [9, 25, 25],
                 [9, 25, 25],
             ),
-            (lambda: frames.__setitem__((0, 3, 3), 0), [9, 25, 25], [0, 0, 25]),
-            (lambda: frames.__setitem__((0, 3, 3), 1), [9, 25, 25], [0, 0, 25]),
+            # Tiles that were there before: nothing is looked at.
+            (lambda: frames.__setitem__((0, 3, 3), 0), [9, 25, 25], [0, 0, 0]),
+            (lambda: frames.__setitem__((0, 3, 3), 1), [9, 25, 25], [0, 0, 0]),
             # In the corner, where the padding is: one patch has none of it.
-            (lambda: frames.__setitem__((0, 5, 6), 1), [4, 9, 9], [3, 9, 9]),
+            # In its two tiles, four leaves more were left as they had been.
+            (lambda: frames.__setitem__((0, 5, 6), 1), [4, 9, 9], [3, 9, 13]),
         ]
         for step, (edit, changed, new) in enumerate(steps, start=1):
             edit()

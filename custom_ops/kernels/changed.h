@@ -3,6 +3,7 @@
 #ifndef REUSE_TF_KERNELS_CHANGED_H_
 #define REUSE_TF_KERNELS_CHANGED_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -27,30 +28,65 @@ inline void ForEachBit(const uint64_t* bits, int64_t words, const F& f) {
 // One bit for each pixel, lines padded to whole words.
 class PixelMask {
  public:
+  // Clears all.
   void Resize(int64_t lines, int64_t width) {
-    words_ = (width + 63) / 64;
+    SetShape(width);
     bits_.assign(lines * words_, 0);
+  }
+  // Keeps what is marked. Requires the same width as before, or no lines.
+  void Extend(int64_t lines, int64_t width) {
+    SetShape(width);
+    bits_.resize(lines * words_);
   }
   int64_t words() const { return words_; }
   uint64_t* line(int64_t i) { return bits_.data() + i * words_; }
   const uint64_t* line(int64_t i) const { return bits_.data() + i * words_; }
-  void SetLine(int64_t line_index, int64_t width) {
-    for (int64_t x = 0; x < width; x += 64) {
+  void SetLine(int64_t line_index) {
+    for (int64_t x = 0; x < width_; x += 64) {
       line(line_index)[x / 64] =
-          ~uint64_t{0} >> (64 - std::min<int64_t>(64, width - x));
+          ~uint64_t{0} >> (64 - std::min<int64_t>(64, width_ - x));
     }
   }
   void Set(int64_t line_index, int64_t x) {
     line(line_index)[x / 64] |= uint64_t{1} << (x % 64);
+  }
+  int64_t Count() const {
+    int64_t count = 0;
+    for (const uint64_t word : bits_) count += __builtin_popcountll(word);
+    return count;
+  }
+  // The union, intersection and difference with a mask of the same shape.
+  void Add(const PixelMask& other) {
+    for (size_t i = 0; i < bits_.size(); ++i) bits_[i] |= other.bits_[i];
+  }
+  void Intersect(const PixelMask& other) {
+    for (size_t i = 0; i < bits_.size(); ++i) bits_[i] &= other.bits_[i];
+  }
+  void Remove(const PixelMask& other) {
+    for (size_t i = 0; i < bits_.size(); ++i) bits_[i] &= ~other.bits_[i];
   }
   // Calls f(x) for each marked pixel of a line, in ascending order.
   template <typename F>
   void ForEach(int64_t line_index, const F& f) const {
     ForEachBit(line(line_index), words_, f);
   }
+  // Appends the marked pixels of lines [begin, end), line * width + x, in
+  // ascending order.
+  void Append(int64_t begin, int64_t end, std::vector<int32_t>* pixels) const {
+    for (int64_t i = begin; i < end; ++i) {
+      ForEach(i, [&](int64_t x) {
+        pixels->push_back(static_cast<int32_t>(i * width_ + x));
+      });
+    }
+  }
 
  private:
-  int64_t words_ = 0;
+  void SetShape(int64_t width) {
+    width_ = width;
+    words_ = (width + 63) / 64;
+  }
+
+  int64_t width_ = 0, words_ = 0;
   std::vector<uint64_t> bits_;
 };
 
@@ -129,18 +165,36 @@ void UpdateSeen(const T* now, T* seen, int64_t lines, int64_t width,
   });
 }
 
-// Appends, in ascending order, the output positions of one image of the batch
-// whose window holds a marked pixel. `mask` has `height` lines for each image;
-// the positions are marked in `out_mask`, which has `out_height` cleared ones.
+namespace internal {
+
+// to[x + shift] |= from[x], as far as there is room.
+inline void OrShifted(const uint64_t* from, int64_t words, int64_t shift,
+                      uint64_t* to, int64_t to_words) {
+  const int64_t whole = shift >> 6, rest = shift & 63;
+  for (int64_t i = 0; i < words; ++i) {
+    const int64_t at = i + whole;
+    if (at >= 0 && at < to_words) to[at] |= from[i] << rest;
+    if (rest != 0 && at + 1 >= 0 && at + 1 < to_words) {
+      to[at + 1] |= from[i] >> (64 - rest);
+    }
+  }
+}
+
+// Clears what lies behind the last pixel of a line.
+inline void Trim(int64_t width, uint64_t* line) {
+  if (width % 64 != 0) line[width / 64] &= (uint64_t{1} << (width % 64)) - 1;
+}
+
+}  // namespace internal
+
+// Marks the output positions of one image of the batch whose window holds a
+// marked pixel. `mask` has `height` lines for each image; `out` has
+// `out_height`, those of the image being clear.
 inline void ChangedPositions(const Window& w, int64_t image,
-                             const PixelMask& mask,
-                             std::vector<int32_t>* positions,
-                             PixelMask* out_mask = nullptr) {
+                             const PixelMask& mask, PixelMask* out) {
   const int64_t words = mask.words();
-  const int64_t out_words = (w.out_width + 63) / 64;
-  thread_local std::vector<uint64_t> columns, hits;
+  thread_local std::vector<uint64_t> columns;
   columns.resize(words);
-  hits.resize(out_words);
   for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
     const int64_t top = out_y * w.stride_height - w.pad_top;
     uint64_t any = 0;
@@ -152,27 +206,79 @@ inline void ChangedPositions(const Window& w, int64_t image,
       for (int64_t i = 0; i < words; ++i) any |= columns[i] |= line[i];
     }
     if (any == 0) continue;
-    std::fill(hits.begin(), hits.end(), 0);
+    // The outputs whose window covers x: out * stride + kx * dilation
+    // == x + pad, for some tap kx.
+    uint64_t* hits = out->line(image * w.out_height + out_y);
+    if (w.stride_width == 1) {
+      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+        internal::OrShifted(columns.data(), words,
+                            w.pad_left - kx * w.dilation_width, hits,
+                            out->words());
+      }
+      internal::Trim(w.out_width, hits);
+      continue;
+    }
     ForEachBit(columns.data(), words, [&](int64_t x) {
-      // The outputs whose window covers x: out * stride + kx * dilation
-      // == x + pad, for some tap kx.
       for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
         const int64_t at = x + w.pad_left - kx * w.dilation_width;
         if (at < 0) break;
-        const int64_t out = w.stride_width == 1 ? at : at / w.stride_width;
-        if (out * w.stride_width == at && out < w.out_width) {
-          hits[out / 64] |= uint64_t{1} << (out % 64);
+        const int64_t hit = at / w.stride_width;
+        if (hit * w.stride_width == at && hit < w.out_width) {
+          hits[hit / 64] |= uint64_t{1} << (hit % 64);
         }
       }
     });
-    if (out_mask != nullptr) {
-      std::copy(hits.begin(), hits.end(),
-                out_mask->line(image * w.out_height + out_y));
+  }
+}
+
+// The same for a whole batch, as a list in ascending order.
+inline void ChangedPositions(const Window& w, int64_t images,
+                             const PixelMask& mask,
+                             std::vector<int32_t>* positions) {
+  thread_local PixelMask out;
+  out.Resize(images * w.out_height, w.out_width);
+  for (int64_t n = 0; n < images; ++n) ChangedPositions(w, n, mask, &out);
+  positions->clear();
+  out.Append(0, images * w.out_height, positions);
+}
+
+// The converse: marks the pixels of one image that lie under the window at a
+// marked output position.
+inline void CoveredPixels(const Window& w, int64_t image, const PixelMask& out,
+                          PixelMask* mask) {
+  const int64_t words = mask->words();
+  thread_local std::vector<uint64_t> columns;
+  for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
+    const uint64_t* hits = out.line(image * w.out_height + out_y);
+    uint64_t any = 0;
+    for (int64_t i = 0; i < out.words(); ++i) any |= hits[i];
+    if (any == 0) continue;
+    columns.assign(words, 0);
+    if (w.stride_width == 1) {
+      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+        internal::OrShifted(hits, out.words(),
+                            kx * w.dilation_width - w.pad_left, columns.data(),
+                            words);
+      }
+      internal::Trim(w.width, columns.data());
+    } else {
+      ForEachBit(hits, out.words(), [&](int64_t x) {
+        for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+          const int64_t at =
+              x * w.stride_width + kx * w.dilation_width - w.pad_left;
+          if (at >= 0 && at < w.width) {
+            columns[at / 64] |= uint64_t{1} << (at % 64);
+          }
+        }
+      });
     }
-    const int64_t row = (image * w.out_height + out_y) * w.out_width;
-    ForEachBit(hits.data(), out_words, [&](int64_t x) {
-      positions->push_back(static_cast<int32_t>(row + x));
-    });
+    for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
+      const int64_t y =
+          out_y * w.stride_height + ky * w.dilation_height - w.pad_top;
+      if (y < 0 || y >= w.height) continue;
+      uint64_t* line = mask->line(image * w.height + y);
+      for (int64_t i = 0; i < words; ++i) line[i] |= columns[i];
+    }
   }
 }
 

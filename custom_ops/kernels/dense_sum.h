@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
+#include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
@@ -24,7 +25,7 @@ namespace reuse_tf {
 // root last; each node is a row of floats, the sum of at most kArity children.
 class SumTree {
  public:
-  static constexpr int64_t kArity = 8;
+  static constexpr int64_t kArity = 16;
 
   explicit SumTree(int64_t leaves) : levels_{0, std::max<int64_t>(1, leaves)} {
     for (int64_t size = levels_.back(); size > 1;) {
@@ -34,25 +35,42 @@ class SumTree {
   }
   int64_t leaves() const { return levels_[1]; }
   int64_t nodes() const { return levels_.back(); }
+  // Where the nodes of a level begin.
+  int64_t first(int64_t level) const { return levels_[level]; }
+  // Words that hold a bit for each node of a level.
+  int64_t words(int64_t level) const {
+    return (levels_[level + 1] - levels_[level] + 63) / 64;
+  }
 
-  // Recomputes the ancestors of the nodes `changed`, leaves in ascending order,
-  // in tree [nodes, width]. Uses `changed` as working space.
-  void Update(int64_t width, const InstructionSet& set,
-              std::vector<int32_t>* changed, float* tree) const {
-    for (size_t level = 1; level + 1 < levels_.size(); ++level) {
-      const int64_t children = levels_[level] - levels_[level - 1];
-      const float* from = tree + levels_[level - 1] * width;
-      float* to = tree + levels_[level] * width;
-      size_t parents = 0;
-      for (size_t i = 0; i < changed->size(); ++i) {
-        const int32_t parent = (*changed)[i] / kArity;
-        if (parents > 0 && (*changed)[parents - 1] == parent) continue;
-        (*changed)[parents++] = parent;
-        const int64_t first = parent * kArity;
-        set.sum(from + first * width, std::min(kArity, children - first), width,
-                to + parent * width);
+  // Recomputes a node of `level` (of 1 on) from its children, in tree [nodes,
+  // width].
+  void Sum(int64_t level, int64_t node, int64_t width,
+           const InstructionSet& set, float* tree) const {
+    const int64_t children = levels_[level] - levels_[level - 1];
+    const int64_t begin = node * kArity;
+    set.sum(tree + (levels_[level - 1] + begin) * width,
+            std::min(kArity, children - begin), width,
+            tree + (levels_[level] + node) * width);
+  }
+
+  // Recomputes all ancestors of the nodes of `level` that are marked in `bits`,
+  // which serves as working space.
+  void SumAbove(int64_t level, uint64_t* bits, int64_t width,
+                const InstructionSet& set, float* tree) const {
+    static_assert(kArity == 16, "four parents for each word of children");
+    for (; level + 2 < static_cast<int64_t>(levels_.size()); ++level) {
+      const int64_t count = words(level);
+      for (int64_t i = 0; i < count; ++i) {
+        const uint64_t word = bits[i];
+        const uint64_t parents =
+            (word & 0xffff ? 1 : 0) | (word >> 16 & 0xffff ? 2 : 0) |
+            (word >> 32 & 0xffff ? 4 : 0) | (word >> 48 ? 8 : 0);
+        // Word i / 16 was read before, unless it is this one.
+        if (i % 16 == 0) bits[i / 16] = 0;
+        bits[i / 16] |= parents << (i % 16 * 4);
       }
-      changed->resize(parents);
+      ForEachBit(bits, words(level + 1),
+                 [&](int64_t node) { Sum(level + 1, node, width, set, tree); });
     }
   }
 
@@ -72,14 +90,16 @@ inline void SortByLeaf(std::vector<LeafChange>* changes) {
       [](const LeafChange& a, const LeafChange& b) { return a.leaf < b.leaf; });
 }
 
-// Leaves that were computed before, by what was in them. A slot holds the last
-// comer, and the number of slots has a bound: so has the memory, and nothing
-// has ever to be thrown out.
-class LeafMemo {
+// Sums that were computed before, by what was summed: a key of `words` 32-bit
+// words, the first of them not 0. A slot holds the last comer, and the number
+// of slots has a bound: so has the memory, and nothing has ever to be thrown
+// out.
+class SumMemo {
  public:
-  LeafMemo(int64_t units, int64_t max_bytes)
-      : units_(units),
-        stride_((2 + units + 3) / 4 * 4),
+  SumMemo(int64_t words, int64_t units, int64_t max_bytes)
+      : words_(words),
+        units_(units),
+        stride_((words + units + 3) / 4 * 4),
         max_slots_(max_bytes / (stride_ * int64_t{sizeof(float)})) {
     Clear();
   }
@@ -89,49 +109,46 @@ class LeafMemo {
     data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
   }
 
-  void Prefetch(int32_t leaf, int32_t id) const {
-    const float* slot = Slot(Key(leaf, id));
-    __builtin_prefetch(slot);
-    __builtin_prefetch(slot + stride_ - 1);
-  }
-  // The sum for the leaf with these contents, or null.
-  const float* Find(int32_t leaf, int32_t id) const {
-    const uint64_t key = Key(leaf, id);
+  void Prefetch(const int32_t* key) const {
     const float* slot = Slot(key);
-    return KeyOf(slot) == key ? slot + 2 : nullptr;
+    const float* end = slot + std::min(stride_, 4 * kLine);
+    for (; slot < end; slot += kLine) __builtin_prefetch(slot);
+    __builtin_prefetch(end - 1);
   }
-  void Insert(int32_t leaf, int32_t id, const float* sum) {
+  // The sum for this key, or null.
+  const float* Find(const int32_t* key) const {
+    const float* slot = Slot(key);
+    return EqualWords(reinterpret_cast<const int32_t*>(slot), key, words_)
+               ? slot + words_
+               : nullptr;
+  }
+  void Insert(const int32_t* key, const float* sum) {
     if (2 * used_ > slots_ && 2 * slots_ <= max_slots_) Grow();
-    Put(Key(leaf, id), sum);
+    Put(key, sum);
   }
 
  private:
   static constexpr int64_t kFirstSlots = 1024;
   static constexpr int64_t kLine = 16;  // floats of a cache line
 
-  static uint64_t Key(int32_t leaf, int32_t id) {  // never 0, which is empty
-    return (uint64_t{static_cast<uint32_t>(leaf)} + 1) << 32 |
-           static_cast<uint32_t>(id);
-  }
-  static uint64_t KeyOf(const float* slot) {
-    uint64_t key;
-    std::memcpy(&key, slot, sizeof(key));
-    return key;
-  }
   static float* FirstSlot(const LazyBuffer<float>& data) {
     constexpr uintptr_t kBytes = kLine * sizeof(float);
     const auto begin = reinterpret_cast<uintptr_t>(data.data());
     return reinterpret_cast<float*>((begin + kBytes - 1) / kBytes * kBytes);
   }
-  float* Slot(uint64_t key) const {
-    key *= 0x9e3779b97f4a7c15u;
-    return FirstSlot(data_) + ((key ^ key >> 32) & (slots_ - 1)) * stride_;
+  static bool IsUsed(const float* slot) {
+    int32_t word;
+    std::memcpy(&word, slot, sizeof(word));
+    return word != 0;
   }
-  void Put(uint64_t key, const float* sum) {
+  float* Slot(const int32_t* key) const {
+    return FirstSlot(data_) + (HashWords(key, words_) & (slots_ - 1)) * stride_;
+  }
+  void Put(const int32_t* key, const float* sum) {
     float* slot = Slot(key);
-    used_ += KeyOf(slot) == 0;
-    std::memcpy(slot, &key, sizeof(key));
-    std::memcpy(slot + 2, sum, units_ * sizeof(float));
+    used_ += !IsUsed(slot);
+    std::memcpy(slot, key, words_ * sizeof(int32_t));
+    std::memcpy(slot + words_, sum, units_ * sizeof(float));
   }
   void Grow() {
     const LazyBuffer<float> old = std::move(data_);
@@ -141,89 +158,45 @@ class LeafMemo {
     used_ = 0;
     data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
     for (const float* slot = begin; slot < end; slot += stride_) {
-      if (KeyOf(slot) != 0) Put(KeyOf(slot), slot + 2);
+      if (!IsUsed(slot)) continue;
+      Put(reinterpret_cast<const int32_t*>(slot), slot + words_);
     }
   }
 
-  int64_t units_, stride_, max_slots_;
+  int64_t words_, units_, stride_, max_slots_;
   int64_t slots_ = 0, used_ = 0;
-  LazyBuffer<float> data_;  // slots of a key, in two floats, and the sums
+  LazyBuffer<float> data_;  // slots of a key and a sum
 };
 
 // The geometry of a dense layer over `leaves` times `depth` inputs, of which
-// the last leaf may lack some.
+// the last leaf may lack some. A step computes the leaves that changed and then
+// updates the sums.
 class DenseSum {
  public:
-  DenseSum(int64_t inputs, int64_t depth, int64_t units)
+  // Leaf i is node i of the tree, or node order[i] of one of `nodes` leaves,
+  // whose others must be zero.
+  DenseSum(int64_t inputs, int64_t depth, int64_t units,
+           std::vector<int32_t> order = {}, int64_t nodes = 0)
       : inputs_(inputs),
         depth_(depth),
         units_(units),
-        tree_((inputs + depth - 1) / depth) {}
-  int64_t leaves() const { return tree_.leaves(); }
+        order_(std::move(order)),
+        leaves_(std::max<int64_t>(1, (inputs + depth - 1) / depth)),
+        tree_(order_.empty() ? leaves_ : nodes) {}
+  int64_t leaves() const { return leaves_; }
   int64_t nodes() const { return tree_.nodes(); }
   int64_t units() const { return units_; }
+  const SumTree& tree() const { return tree_; }
 
-  // Recomputes leaves, and what depends on them, in trees [streams, nodes,
-  // units]. The last node of a stream's tree is its product with weights
-  // [inputs, units]. `changes` is sorted by leaf, so that the weights of a leaf
-  // are read once for all streams. row_of(change) points to the leaf's inputs.
+  // Computes leaves of trees [streams, nodes, units], the products of their
+  // inputs and their part of weights [inputs, units]. `changes` is sorted by
+  // leaf, so that the weights of a leaf are read once for all streams.
+  // row_of(change) points to the leaf's inputs.
   template <typename RowOf>
-  void Update(const std::vector<LeafChange>& changes, int64_t streams,
-              const RowOf& row_of, const float* weights,
-              const InstructionSet& set, const ParallelFor& parallel,
-              float* trees) const {
-    Compute(changes, row_of, weights, set, parallel, trees);
-    Ancestors(changes, streams, set, trees);
-  }
-
-  // The sum of the rows themselves: the product with an identity for each leaf.
-  // Requires units == depth.
-  template <typename RowOf>
-  void Sum(const std::vector<LeafChange>& changes, int64_t streams,
-           const RowOf& row_of, const InstructionSet& set, float* trees) const {
-    for (const LeafChange& change : changes) {
-      std::memcpy(Node(change, trees), row_of(change), units_ * sizeof(float));
-    }
-    Ancestors(changes, streams, set, trees);
-  }
-
-  // Update where id_of(change) says what is in a leaf: one that was computed
-  // before is taken from `memo`.
-  template <typename RowOf, typename IdOf>
-  void Update(const std::vector<LeafChange>& changes, int64_t streams,
-              const RowOf& row_of, const IdOf& id_of, const float* weights,
-              const InstructionSet& set, const ParallelFor& parallel,
-              LeafMemo* memo, float* trees) const {
-    constexpr size_t kAhead = 12;
-    thread_local std::vector<LeafChange> unknown;
-    unknown.clear();
-    for (size_t i = 0; i < changes.size(); ++i) {
-      if (i + kAhead < changes.size()) {
-        memo->Prefetch(changes[i + kAhead].leaf, id_of(changes[i + kAhead]));
-      }
-      const float* sum = memo->Find(changes[i].leaf, id_of(changes[i]));
-      if (sum == nullptr) {
-        unknown.push_back(changes[i]);
-      } else {
-        std::memcpy(Node(changes[i], trees), sum, units_ * sizeof(float));
-      }
-    }
-    Compute(unknown, row_of, weights, set, parallel, trees);
-    for (const LeafChange& change : unknown) {
-      memo->Insert(change.leaf, id_of(change), Node(change, trees));
-    }
-    Ancestors(changes, streams, set, trees);
-  }
-
- private:
-  float* Node(const LeafChange& change, float* trees) const {
-    return trees + (change.stream * nodes() + change.leaf) * units_;
-  }
-
-  template <typename RowOf>
-  void Compute(const std::vector<LeafChange>& changes, const RowOf& row_of,
-               const float* weights, const InstructionSet& set,
-               const ParallelFor& parallel, float* trees) const {
+  void ComputeLeaves(const std::vector<LeafChange>& changes,
+                     const RowOf& row_of, const float* weights,
+                     const InstructionSet& set, const ParallelFor& parallel,
+                     float* trees) const {
     constexpr int64_t kBlock = 32;
     const int64_t count = changes.size();
     parallel((count + kBlock - 1) / kBlock, kBlock * depth_ * (1 + units_ / 8),
@@ -232,6 +205,40 @@ class DenseSum {
                       changes.data() + std::min(end * kBlock, count), row_of,
                       weights, set, trees);
              });
+  }
+
+  // The same where a leaf is its inputs. Requires units == depth.
+  template <typename RowOf>
+  void CopyLeaves(const std::vector<LeafChange>& changes, const RowOf& row_of,
+                  float* trees) const {
+    for (const LeafChange& change : changes) {
+      std::memcpy(Node(change, trees), row_of(change), units_ * sizeof(float));
+    }
+  }
+
+  // Recomputes what depends on these leaves. The last node of a stream's tree
+  // is then the sum of its leaves.
+  void UpdateSums(const std::vector<LeafChange>& changes, int64_t streams,
+                  const InstructionSet& set, float* trees) const {
+    const int64_t words = tree_.words(0);
+    thread_local std::vector<uint64_t> bits;
+    bits.assign(streams * words, 0);
+    for (const LeafChange& change : changes) {
+      const int64_t node = NodeOf(change.leaf);
+      bits[change.stream * words + node / 64] |= uint64_t{1} << (node % 64);
+    }
+    for (int64_t n = 0; n < streams; ++n) {
+      tree_.SumAbove(0, bits.data() + n * words, units_, set,
+                     trees + n * nodes() * units_);
+    }
+  }
+
+ private:
+  int64_t NodeOf(int32_t leaf) const {
+    return order_.empty() ? leaf : order_[leaf];
+  }
+  float* Node(const LeafChange& change, float* trees) const {
+    return trees + (change.stream * nodes() + NodeOf(change.leaf)) * units_;
   }
 
   template <typename RowOf>
@@ -285,18 +292,9 @@ class DenseSum {
     multiply_pairs(depth_);
   }
 
-  void Ancestors(const std::vector<LeafChange>& changes, int64_t streams,
-                 const InstructionSet& set, float* trees) const {
-    thread_local std::vector<std::vector<int32_t>> leaves;
-    leaves.resize(std::max<size_t>(leaves.size(), streams));
-    for (int64_t n = 0; n < streams; ++n) leaves[n].clear();
-    for (const LeafChange& c : changes) leaves[c.stream].push_back(c.leaf);
-    for (int64_t n = 0; n < streams; ++n) {
-      tree_.Update(units_, set, &leaves[n], trees + n * nodes() * units_);
-    }
-  }
-
   int64_t inputs_, depth_, units_;
+  std::vector<int32_t> order_;
+  int64_t leaves_;
   SumTree tree_;
 };
 
@@ -316,7 +314,7 @@ inline void ChangedLeaves(const float* now, int64_t streams, int64_t inputs,
       float* to = seen + n * inputs;
       if (all) {
         std::memcpy(to, from, inputs * sizeof(float));
-        mask.SetLine(n, leaves);
+        mask.SetLine(n);
         continue;
       }
       UpdateLine(from, to, whole, depth, 0, mask.line(n));

@@ -142,24 +142,32 @@ void TestChanges(uint32_t seed) {
       }
       CHECK(SameBits(got, want));
       CHECK(SameBits(parallel_got, want));
-      std::vector<int32_t> positions = {-5};  // is appended to
-      PixelMask out;
-      out.Resize(images * w.out_height, w.out_width);
-      for (int64_t n = 0; n < images; ++n) {
-        ChangedPositions(w, n, mask, &positions, n % 2 == 0 ? &out : nullptr);
-      }
-      CHECK(positions.front() == -5);
-      positions.erase(positions.begin());
+      std::vector<int32_t> positions = {-5};  // is overwritten
+      ChangedPositions(w, images, mask, &positions);
       CHECK(SameBits(positions, reference::ChangedPositions(w, images, want)));
-      std::vector<int32_t> marked, asked;
-      for (int64_t line = 0; line < images * w.out_height; ++line) {
-        out.ForEach(
-            line, [&](int64_t x) { marked.push_back(line * w.out_width + x); });
+      // The pixels under the window at some of these.
+      PixelMask asked, covered;
+      asked.Resize(images * w.out_height, w.out_width);
+      covered.Resize(images * w.height, w.width);
+      std::vector<char> want_covered(images * w.pixels(), 0);
+      std::vector<char> got_covered(want_covered.size(), 0);
+      for (const int32_t at : positions) {
+        if (random.Chance(50)) continue;
+        asked.Set(at / w.out_width, at % w.out_width);
+        std::vector<int32_t> patch(w.taps());
+        PatchIds(w, &at, 1, patch.data());
+        for (const int32_t pixel : patch) {
+          if (pixel >= 0) want_covered[pixel] = 1;
+        }
       }
-      for (const int32_t position : positions) {
-        if (position / w.positions() % 2 == 0) asked.push_back(position);
+      for (int64_t n = 0; n < images; ++n) {
+        CoveredPixels(w, n, asked, &covered);
       }
-      CHECK(SameBits(marked, asked));
+      std::vector<int32_t> pixels;
+      covered.Append(0, images * w.height, &pixels);
+      CHECK(covered.Count() == static_cast<int64_t>(pixels.size()));
+      for (const int32_t pixel : pixels) got_covered[pixel] = 1;
+      CHECK(SameBits(got_covered, want_covered));
     }
   }
 }
@@ -516,20 +524,22 @@ void TestSumTree(const InstructionSet& set) {
     CHECK(tree.leaves() == std::max<int64_t>(leaves, 1));
     const int64_t count = tree.leaves();
     std::vector<float> kept(tree.nodes() * width, NAN);
-    std::vector<int32_t> changed(count);
-    std::iota(changed.begin(), changed.end(), 0);
+    std::vector<uint64_t> all(tree.words(0), 0), changed;
+    for (int64_t leaf = 0; leaf < count; ++leaf) {
+      all[leaf / 64] |= uint64_t{1} << (leaf % 64);
+    }
+    changed = all;
     for (int step = 0; step < 6; ++step) {
-      for (const int32_t leaf : changed) {
+      ForEachBit(changed.data(), tree.words(0), [&](int64_t leaf) {
         for (int64_t u = 0; u < width; ++u) {
           kept[leaf * width + u] = random.Float();
         }
-      }
-      tree.Update(width, set, &changed, kept.data());
+      });
+      tree.SumAbove(0, changed.data(), width, set, kept.data());
       std::vector<float> fresh(tree.nodes() * width, NAN);
       std::copy_n(kept.begin(), count * width, fresh.begin());
-      std::vector<int32_t> all(count);
-      std::iota(all.begin(), all.end(), 0);
-      tree.Update(width, set, &all, fresh.data());
+      std::vector<uint64_t> bits = all;
+      tree.SumAbove(0, bits.data(), width, set, fresh.data());
       CHECK(SameBits(kept, fresh));
       for (int64_t u = 0; u < width; ++u) {
         reference::Sum want;
@@ -538,12 +548,50 @@ void TestSumTree(const InstructionSet& set) {
         }
         CHECK(Near(kept[(tree.nodes() - 1) * width + u], want, 40));
       }
-      changed.clear();
+      changed.assign(tree.words(0), 0);
       const int64_t percent = random.Pick<int64_t>({0, 1, 20, 100});
       for (int64_t leaf = 0; leaf < count; ++leaf) {
-        if (random.Chance(percent)) changed.push_back(leaf);
+        if (!random.Chance(percent)) continue;
+        changed[leaf / 64] |= uint64_t{1} << (leaf % 64);
       }
     }
+  }
+}
+
+// A memo may forget, but what it says is what it was told last.
+void TestSumMemo() {
+  Random random(10);
+  for (int i = 0; i < 40; ++i) {
+    const int64_t words = random.Int(1, 20), units = random.Int(1, 20);
+    SumMemo memo(words, units, random.Pick<int64_t>({0, 1 << 18, 1 << 24}));
+    std::map<std::vector<int32_t>, std::vector<float>> told;
+    int64_t found = 0, asked = 0;
+    for (int k = 0; k < 6000; ++k) {
+      std::vector<int32_t> key(words, 0);
+      key[0] = random.Int(1, 60);
+      key[random.Int(0, words - 1)] = random.Int(1, 60);
+      memo.Prefetch(key.data());
+      const float* sum = memo.Find(key.data());
+      const auto known = told.find(key);
+      CHECK(sum == nullptr || known != told.end());
+      if (known != told.end()) {
+        ++asked;
+        if (sum != nullptr) {
+          ++found;
+          CHECK(SameBits(sum, known->second.data(), units));
+        }
+      }
+      if (random.Chance(50)) {
+        told[key] = random.Floats(units);
+        memo.Insert(key.data(), told[key].data());
+        CHECK(SameBits(memo.Find(key.data()), told[key].data(), units));
+      }
+      if (random.Int(0, 4000) == 0) {
+        memo.Clear();
+        told.clear();
+      }
+    }
+    CHECK(2 * found > asked);
   }
 }
 
@@ -554,10 +602,8 @@ struct DenseStep {
   const std::vector<float>& weights;
   const InstructionSet& set;
 
-  // Returns the number of leaves that were recomputed. Looks leaves up in
-  // `memo` unless it is null: `ids` says what is in them, [streams, leaves].
+  // Returns the number of leaves that were recomputed.
   int64_t operator()(const float* now, bool all, const ParallelFor& parallel,
-                     LeafMemo* memo, const std::vector<int32_t>& ids,
                      std::vector<float>* seen,
                      std::vector<float>* trees) const {
     std::vector<LeafChange> changes;
@@ -570,16 +616,9 @@ struct DenseStep {
     const auto row_of = [&](const LeafChange& change) {
       return seen->data() + change.stream * inputs + change.leaf * depth;
     };
-    if (memo == nullptr) {
-      sum.Update(changes, streams, row_of, weights.data(), set, parallel,
-                 trees->data());
-    } else {
-      const auto id_of = [&](const LeafChange& change) {
-        return ids[change.stream * sum.leaves() + change.leaf];
-      };
-      sum.Update(changes, streams, row_of, id_of, weights.data(), set, parallel,
-                 memo, trees->data());
-    }
+    sum.ComputeLeaves(changes, row_of, weights.data(), set, parallel,
+                      trees->data());
+    sum.UpdateSums(changes, streams, set, trees->data());
     return changes.size();
   }
 };
@@ -600,44 +639,29 @@ void TestDenseSum(const InstructionSet& set) {
     const int64_t size = sum.nodes() * units;
     const DenseStep step{sum, streams, inputs, depth, weights, set};
     const DenseStep one{sum, 1, inputs, depth, weights, set};
-    // One with few slots, which its leaves contend for, and one with many.
-    LeafMemo memo(units, random.Pick<int64_t>({0, 1000, 1 << 20}));
-    std::vector<std::vector<float>> contents;  // by id
-
     std::vector<float> now = random.Floats(streams * inputs);
     std::vector<float> seen(now.size(), 77.f), trees(streams * size, 77.f);
     std::vector<float> thread_seen = seen, thread_trees = trees;
-    std::vector<float> memo_seen = seen, memo_trees = trees;
     const std::vector<float> first = now;
     for (int frame = 0; frame < 7; ++frame) {
       const bool all = frame == 0;
       int64_t want = 0;
-      std::vector<int32_t> ids;
       for (int64_t n = 0; n < streams; ++n) {
         for (int64_t leaf = 0; leaf < sum.leaves(); ++leaf) {
           const int64_t at = n * inputs + leaf * depth;
           const int64_t end = std::min(at + depth, (n + 1) * inputs);
           want += all || !SameBits(now.data() + at, seen.data() + at, end - at);
-          const std::vector<float> content(now.begin() + at, now.begin() + end);
-          size_t id = 0;
-          while (id < contents.size() && !SameBits(contents[id], content)) ++id;
-          if (id == contents.size()) contents.push_back(content);
-          ids.push_back(id);
         }
       }
-      CHECK(step(now.data(), all, Serial, nullptr, ids, &seen, &trees) == want);
+      CHECK(step(now.data(), all, Serial, &seen, &trees) == want);
       CHECK(SameBits(seen, now));
-      step(now.data(), all, Threads(i), nullptr, ids, &thread_seen,
-           &thread_trees);
+      step(now.data(), all, Threads(i), &thread_seen, &thread_trees);
       CHECK(SameBits(thread_trees, trees));
-      step(now.data(), all, Serial, &memo, ids, &memo_seen, &memo_trees);
-      CHECK(SameBits(memo_trees, trees));
-      if (frame == 3) memo.Clear();
       for (int64_t n = 0; n < streams; ++n) {
         // Each stream alone, from nothing.
         const float* x = now.data() + n * inputs;
         std::vector<float> fresh_seen(inputs), fresh(size, 77.f);
-        one(x, true, Serial, nullptr, ids, &fresh_seen, &fresh);
+        one(x, true, Serial, &fresh_seen, &fresh);
         CHECK(SameBits(fresh.data(), trees.data() + n * size, size));
         for (int64_t u = 0; u < units; ++u) {
           reference::Sum product;
@@ -683,7 +707,8 @@ void TestSumOfRows(const InstructionSet& set) {
       const auto row_of = [&](const LeafChange& change) {
         return seen.data() + change.stream * inputs + change.leaf * units;
       };
-      sum.Sum(changes, streams, row_of, set, trees.data());
+      sum.CopyLeaves(changes, row_of, trees.data());
+      sum.UpdateSums(changes, streams, set, trees.data());
       for (int64_t n = 0; n < streams; ++n) {
         for (int64_t u = 0; u < units; ++u) {
           reference::Sum want;
@@ -750,6 +775,7 @@ int Main() {
   TestActivations();
   TestRowOps();
   TestInterning();
+  TestSumMemo();
   std::string names;
   for (const InstructionSet* set : InstructionSets()) {
     names += std::string(" ") + set->name;

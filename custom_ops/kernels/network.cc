@@ -16,6 +16,9 @@ constexpr double kWorthless = 0.9;
 // ... in this many frames, and is tried again after so many others.
 constexpr int64_t kTrial = 64, kPause = 1024;
 
+// Tiles over more pixels than these words hold are seldom seen twice.
+constexpr int64_t kMaxTileWords = 1024;
+
 std::vector<Window> Windows(const NetworkSpec& spec) {
   std::vector<Window> windows;
   for (const auto& stage : spec.stages) windows.push_back(stage.window);
@@ -96,8 +99,10 @@ Network::Network(const NetworkSpec& spec, const Options& options)
       kernels_(spec.stages.size()),
       dense_kernels_(spec.dense.size()),
       dense_biases_(spec.dense.size()),
+      tiles_(spec.frame, Windows(spec)),
       sum_(Leaves(spec) * spec.channels(), spec.channels(),
-           spec.average ? spec.channels() : spec.dense[0].units) {
+           spec.average ? spec.channels() : spec.dense[0].units, tiles_.Order(),
+           tiles_.count() * Tiles::kPositions) {
   pixel_ops_.spec = &spec_.pixel_ops;
   average_ops_.spec = &spec_.average_ops;
   for (size_t i = 0; i < spec_.stages.size(); ++i) {
@@ -130,14 +135,13 @@ void Network::Restart(Reuse reuse) {
       content_rows_[i] = {};
     }
   }
-  if (content && !spec_.average) {
-    if (memo_ == nullptr) {
-      memo_ = std::make_unique<LeafMemo>(sum_.units(), options_.memo_bytes);
-    } else {
-      memo_->Clear();
-    }
-  } else {
+  if (!content || tiles_.key_words() > kMaxTileWords) {
     memo_.reset();
+  } else if (memo_ == nullptr) {
+    memo_ = std::make_unique<SumMemo>(tiles_.key_words(), sum_.units(),
+                                      options_.memo_bytes);
+  } else {
+    memo_->Clear();
   }
 }
 
@@ -190,16 +194,16 @@ void Network::Step(const void* frames, int64_t streams,
   const auto* bytes = static_cast<const uint8_t*>(frames);
   AdaptReuse();
   const double begin = Seconds();
-  if (!structure_.Step(bytes, streams, parallel)) {
+  if (!StepStructure(bytes, streams, parallel)) {
     // A table is full: the frame is computed afresh in empty ones.
     ++stats_.clears;
     Restart(reuse());
-    if (!structure_.Step(bytes, streams, parallel)) {
+    if (!StepStructure(bytes, streams, parallel)) {
       // One frame alone does not fit.
       ++stats_.switches;
       recent_frames_ = 0;
       Restart(Reuse::kTemporal);
-      structure_.Step(bytes, streams, parallel);
+      StepStructure(bytes, streams, parallel);
     }
   }
   const double structured = Seconds();
@@ -218,6 +222,60 @@ void Network::Step(const void* frames, int64_t streams,
   stats_.rows_seconds += computed - structured;
   stats_.dense_seconds += end - computed;
   CountStep();
+}
+
+bool Network::StepStructure(const uint8_t* frames, int64_t streams,
+                            const ParallelFor& parallel) {
+  trees_.resize(streams * sum_.nodes() * sum_.units());
+  if (!structure_.Update(frames, streams, parallel)) return false;
+  if (memo_ == nullptr) return structure_.Refresh();
+  RecallTiles();
+  return structure_.Refresh(&wanted_);
+}
+
+// Takes the sums of changed tiles from memory. Wanted are the positions of the
+// others.
+void Network::RecallTiles() {
+  const Structure::Map& map = structure_.maps().back();
+  const SumTree& tree = sum_.tree();
+  const int64_t streams = structure_.streams(), units = sum_.units();
+  const int64_t words = tiles_.key_words();
+  wanted_.Resize(streams * map.height, map.width);
+  changed_tiles_.assign(streams * tree.words(1), 0);
+  unknown_tiles_.clear();
+  for (int64_t n = 0; n < streams; ++n) {
+    tiles_.ForEach(map.changed, n, [&](int64_t tile) {
+      changed_tiles_[n * tree.words(1) + tile / 64] |= uint64_t{1}
+                                                       << (tile % 64);
+      unknown_tiles_.push_back(
+          {static_cast<int32_t>(n), static_cast<int32_t>(tile)});
+    });
+  }
+  tile_keys_.resize(unknown_tiles_.size() * words);
+  int32_t* key = tile_keys_.data();
+  for (const TileOf& at : unknown_tiles_) {
+    tiles_.Key(at.tile, structure_.frame(at.stream), key);
+    memo_->Prefetch(key);
+    key += words;
+  }
+  key = tile_keys_.data();
+  int32_t* unknown_key = key;
+  size_t unknown = 0;
+  for (const TileOf& at : unknown_tiles_) {
+    const float* sum = memo_->Find(key);
+    if (sum != nullptr) {
+      const int64_t node = tree.first(1) + at.tile;
+      std::memcpy(trees_.data() + (at.stream * tree.nodes() + node) * units,
+                  sum, units * sizeof(float));
+    } else {
+      tiles_.Mark(at.tile, at.stream, &wanted_);
+      std::memmove(unknown_key, key, words * sizeof(int32_t));
+      unknown_key += words;
+      unknown_tiles_[unknown++] = at;
+    }
+    key += words;
+  }
+  unknown_tiles_.resize(unknown);
 }
 
 void Network::ComputePixels() {
@@ -268,7 +326,6 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
   const size_t last = spec_.stages.size();
   const int64_t streams = structure_.streams(), leaves = map.pixels();
   const int64_t channels = this->channels(last), units = sum_.units();
-  trees_.resize(streams * sum_.nodes() * units);
   changes_.clear();
   for (const int32_t at : map.positions) {
     const int32_t stream = at / static_cast<int32_t>(leaves);
@@ -276,20 +333,21 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
   }
   if (streams > 1) SortByLeaf(&changes_);
   const float* from = rows(last);
-  const auto id_of = [&](const LeafChange& change) {
-    return structure_.id(last, change.stream * leaves + change.leaf);
-  };
   const auto row_of = [&](const LeafChange& change) {
-    return from + int64_t{id_of(change)} * channels;
+    const int64_t at = change.stream * leaves + change.leaf;
+    return from + structure_.id(last, at) * channels;
   };
+  float* trees = trees_.data();
   if (spec_.average) {
-    sum_.Sum(changes_, streams, row_of, set_, trees_.data());
-  } else if (memo_ != nullptr) {
-    sum_.Update(changes_, streams, row_of, id_of, dense_kernels_[0], set_,
-                parallel, memo_.get(), trees_.data());
+    sum_.CopyLeaves(changes_, row_of, trees);
   } else {
-    sum_.Update(changes_, streams, row_of, dense_kernels_[0], set_, parallel,
-                trees_.data());
+    sum_.ComputeLeaves(changes_, row_of, dense_kernels_[0], set_, parallel,
+                       trees);
+  }
+  if (memo_ == nullptr) {
+    sum_.UpdateSums(changes_, streams, set_, trees);
+  } else {
+    UpdateTiles();
   }
   thread_local std::vector<float> values, next;
   for (int64_t n = 0; n < streams; ++n) {
@@ -325,6 +383,24 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
   }
 }
 
+// Sums up the tiles that were not known, and remembers them, and then sums up
+// all that changed.
+void Network::UpdateTiles() {
+  const SumTree& tree = sum_.tree();
+  const int64_t units = sum_.units();
+  const int32_t* key = tile_keys_.data();
+  for (const TileOf& at : unknown_tiles_) {
+    float* nodes = trees_.data() + at.stream * tree.nodes() * units;
+    tree.Sum(1, at.tile, units, set_, nodes);
+    memo_->Insert(key, nodes + (tree.first(1) + at.tile) * units);
+    key += tiles_.key_words();
+  }
+  for (int64_t n = 0; n < structure_.streams(); ++n) {
+    tree.SumAbove(1, changed_tiles_.data() + n * tree.words(1), units, set_,
+                  trees_.data() + n * tree.nodes() * units);
+  }
+}
+
 void Network::CountStep() {
   const int64_t streams = structure_.streams();
   stats_.frames += streams;
@@ -337,8 +413,8 @@ void Network::CountStep() {
     const int64_t cost =
         dense ? (spec_.average ? 0 : spec_.channels() * sum_.units())
               : kernels_[i].cost();
-    const int64_t changed = map.positions.size();
-    const int64_t made = dense ? changed : map.rows.count;
+    const int64_t changed = map.changed.Count();
+    const int64_t made = dense ? changes_.size() : map.rows.count;
     NetworkStats::Map& stats = stats_.maps[i];
     stats.positions += streams * map.pixels();
     stats.changed += changed;

@@ -12,6 +12,7 @@
 #include "custom_ops/kernels/parallel.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/structure.h"
+#include "custom_ops/kernels/tiles.h"
 
 namespace reuse_tf {
 
@@ -74,7 +75,7 @@ class Network {
     Reuse reuse = Reuse::kContent;
     int64_t max_rows = 0;  // of each table; 0: about 400 MB in all
     uint64_t hash_mask = ~uint64_t{};
-    int64_t memo_bytes = 64 << 20;
+    int64_t memo_bytes = 96 << 20;
   };
 
   Network(const NetworkSpec& spec, const Options& options);
@@ -109,6 +110,10 @@ class Network {
   };
 
   void Restart(Reuse reuse);
+  bool StepStructure(const uint8_t* frames, int64_t streams,
+                     const ParallelFor& parallel);
+  void RecallTiles();
+  void UpdateTiles();
   void ComputePixels();
   void ComputeRows(size_t stage, const ParallelFor& parallel);
   void ComputeOutputs(const ParallelFor& parallel, float* outputs);
@@ -137,10 +142,20 @@ class Network {
   std::vector<PackedKernel> kernels_;  // by stage
   std::vector<const float*> dense_kernels_, dense_biases_;
 
+  // Leaves are numbered tile by tile: a node above the leaves is a tile's sum.
+  const Tiles tiles_;
   DenseSum sum_;
-  std::unique_ptr<LeafMemo> memo_;
   std::vector<float> trees_;  // [streams, nodes, units]
   std::vector<LeafChange> changes_;
+  std::unique_ptr<SumMemo> memo_;  // of tiles, by the pixels under them
+  struct TileOf {
+    int32_t stream, tile;
+  };
+  // In the last step, with a memo:
+  std::vector<TileOf> unknown_tiles_;
+  std::vector<int32_t> tile_keys_;       // of the changed ones, unknown first
+  std::vector<uint64_t> changed_tiles_;  // bits, by stream
+  PixelMask wanted_;
 
   NetworkStats stats_;
   // Of late, to see whether content reuse pays: multiply-adds at changed

@@ -5,6 +5,7 @@
 
 #include "custom_ops/kernels/network.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +18,7 @@
 #include "custom_ops/kernels/reference.h"
 #include "custom_ops/kernels/structure.h"
 #include "custom_ops/kernels/testing.h"
+#include "custom_ops/kernels/tiles.h"
 
 namespace reuse_tf {
 namespace {
@@ -101,8 +103,10 @@ class Video {
   const std::vector<float>& values() const { return values_; }
 
   void Next() {
+    if (random_.Chance(30)) before_ = values_;
     switch (random_.Int(0, 7)) {
       case 0:
+        if (before_.size() == values_.size()) values_.swap(before_);
         return;
       case 1:
         return Redraw(100);
@@ -137,7 +141,7 @@ class Video {
   FrameShape shape_;
   int64_t streams_;
   Random random_;
-  std::vector<float> values_;
+  std::vector<float> values_, before_;
   std::vector<uint8_t> bytes_;
 };
 
@@ -237,6 +241,124 @@ void TestStructure(Reuse reuse) {
         }
       }
       ids_before = ids;
+    }
+  }
+}
+
+// The last position's and tile's pixels, found by going through all windows.
+void TestTiles() {
+  Random random(8);
+  for (int i = 0; i < 60; ++i) {
+    const FrameShape frame = RandomFrame(&random);
+    std::vector<Window> windows;
+    int64_t height = frame.height, width = frame.width;
+    for (int64_t k = random.Int(0, 3); k > 0; --k) {
+      windows.push_back(RandomWindow(&random, height, width));
+      height = windows.back().out_height;
+      width = windows.back().out_width;
+    }
+    const Tiles tiles(frame, windows);
+    const std::vector<int32_t> order = tiles.Order();
+    CHECK(static_cast<int64_t>(order.size()) == height * width);
+    std::vector<int64_t> count(tiles.count(), 0);
+    std::vector<bool> taken(tiles.count() * Tiles::kPositions, false);
+    for (const int32_t place : order) {
+      CHECK(!taken[place]);
+      taken[place] = true;
+      ++count[place / Tiles::kPositions];
+    }
+    // The tiles of some marked positions, and all positions of these.
+    const int64_t image = random.Int(0, 2);
+    PixelMask marked, whole;
+    marked.Resize(3 * height, width);
+    whole.Resize(3 * height, width);
+    std::vector<int64_t> want, got;
+    for (int64_t at = 0; at < height * width; ++at) {
+      if (!random.Chance(10)) continue;
+      marked.Set(image * height + at / width, at % width);
+      want.push_back(order[at] / Tiles::kPositions);
+    }
+    std::sort(want.begin(), want.end());
+    want.erase(std::unique(want.begin(), want.end()), want.end());
+    int64_t positions = 0;
+    tiles.ForEach(marked, image, [&](int64_t tile) {
+      got.push_back(tile);
+      tiles.Mark(tile, image, &whole);
+      positions += count[tile];
+    });
+    CHECK(got == want);
+    CHECK(whole.Count() == positions);
+    marked.Remove(whole);
+    CHECK(marked.Count() == 0);
+    // A pixel under a tile is part of its key. Windows may leave out pixels
+    // between those that they look at: they may be, too.
+    std::vector<uint8_t> pixels(frame.pixels() * frame.pixel_size(), 7);
+    std::vector<int32_t> key(tiles.key_words(), -1), other = key;
+    const int64_t tile = random.Int(0, tiles.count() - 1);
+    tiles.Key(tile, pixels.data(), key.data());
+    CHECK(key[0] == tile + 1);
+    PixelMask under, next;
+    under.Resize(height, width);
+    tiles.Mark(tile, 0, &under);
+    for (size_t w = windows.size(); w-- > 0;) {
+      next.Resize(windows[w].height, windows[w].width);
+      CoveredPixels(windows[w], 0, under, &next);
+      under = next;
+    }
+    std::vector<int32_t> seen;
+    under.Append(0, frame.height, &seen);
+    for (const int32_t pixel : seen) {
+      uint8_t& byte = pixels[pixel * frame.pixel_size() +
+                             random.Int(0, frame.pixel_size() - 1)];
+      byte = 8;
+      tiles.Key(tile, pixels.data(), other.data());
+      CHECK(key != other);
+      byte = 7;
+    }
+    tiles.Key(tile, pixels.data(), other.data());
+    CHECK(key == other);
+  }
+}
+
+// Whatever is wanted of it, and when: a position shows the row that it would
+// show if all had been brought up to date at once.
+void TestRefresh() {
+  Random random(9);
+  for (int i = 0; i < 40; ++i) {
+    const FrameShape frame = RandomFrame(&random);
+    std::vector<Window> windows;
+    int64_t height = frame.height, width = frame.width;
+    for (int64_t k = random.Int(0, 3); k > 0; --k) {
+      windows.push_back(RandomWindow(&random, height, width));
+      height = windows.back().out_height;
+      width = windows.back().out_width;
+    }
+    const std::vector<int64_t> max_rows(windows.size() + 1, 20000);
+    Structure eager(frame, windows, max_rows), lazy(frame, windows, max_rows);
+    Video video(frame, random.Int(1, 3), i);
+    std::map<int32_t, int32_t> lazy_of, eager_of;  // the same rows' numbers
+    for (int step = 0; step < 10; ++step, video.Next()) {
+      CHECK(eager.Step(video.data(), video.streams(), Serial));
+      CHECK(lazy.Update(video.data(), video.streams(), Serial));
+      PixelMask wanted;
+      wanted.Resize(video.streams() * height, width);
+      const int64_t percent = random.Pick<int64_t>({0, 5, 50, 100});
+      for (int64_t at = 0; at < video.streams() * height * width; ++at) {
+        if (random.Chance(percent)) wanted.Set(at / width, at % width);
+      }
+      CHECK(lazy.Refresh(&wanted));
+      for (const int32_t at : lazy.maps().back().positions) {
+        CHECK(wanted.line(at / width)[at % width / 64] >> (at % width % 64) &
+              1);
+      }
+      std::vector<int32_t> positions;
+      wanted.Append(0, video.streams() * height, &positions);
+      for (const int32_t at : positions) {
+        const int32_t a = eager.id(windows.size(), at);
+        const int32_t b = lazy.id(windows.size(), at);
+        CHECK(lazy_of.emplace(a, b).first->second == b);
+        CHECK(eager_of.emplace(b, a).first->second == a);
+      }
     }
   }
 }
@@ -450,7 +572,7 @@ void TestNetworks(int cases) {
     add(Options(Reuse::kContent, 20000, ~uint64_t{}, 0));
     Video video(spec.frame, random.Int(1, 5), i);
     Weights moved;
-    for (int step = 0; step < 7; ++step, video.Next()) {
+    for (int step = 0; step < 9; ++step, video.Next()) {
       const int64_t streams = video.streams(), units = spec.units();
       const int64_t event = random.Int(0, 7);
       if (event == 0) {
@@ -618,6 +740,8 @@ int Main() {
   for (const uint64_t mask : kHashMasks) TestIntern(mask);
   TestStructure(Reuse::kContent);
   TestStructure(Reuse::kTemporal);
+  TestTiles();
+  TestRefresh();
   TestNetworks(40);
   TestCollisionsChangeNothing();
   TestThreads();

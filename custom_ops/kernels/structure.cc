@@ -1,5 +1,6 @@
 #include "custom_ops/kernels/structure.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -56,25 +57,72 @@ void Structure::Restart(Reuse reuse) {
   }
 }
 
-bool Structure::Step(const uint8_t* frames, int64_t streams,
-                     const ParallelFor& parallel) {
+bool Structure::Update(const uint8_t* frames, int64_t streams,
+                       const ParallelFor& parallel) {
   if (streams != this->streams()) {
     fresh_.resize(streams, true);
     seen_.resize(streams * frame_.pixels() * frame_.pixel_size());
-    if (reuse_ == Reuse::kContent) {
-      for (Map& map : maps_) map.ids.resize(streams * map.pixels());
+    for (Map& map : maps_) {
+      map.stale.Extend(streams * map.height, map.width);
+      if (reuse_ == Reuse::kContent) map.ids.resize(streams * map.pixels());
     }
   }
   had_fresh_ = std::find(fresh_.begin(), fresh_.end(), true) != fresh_.end();
-  if (!StepPixels(frames, parallel)) return false;
+  if (!UpdatePixels(frames, parallel)) return false;
   for (size_t i = 1; i < maps_.size(); ++i) {
-    if (!StepWindow(i)) return false;
+    Map& map = maps_[i];
+    map.changed.Resize(streams * map.height, map.width);
+    if (maps_[0].positions.empty()) continue;
+    for (int64_t n = 0; n < streams; ++n) {
+      if (fresh_[n]) {
+        // Even where nothing but padding lies under the window.
+        for (int64_t y = 0; y < map.height; ++y) {
+          map.changed.SetLine(n * map.height + y);
+        }
+      } else {
+        ChangedPositions(windows_[i - 1], n, maps_[i - 1].changed,
+                         &map.changed);
+      }
+    }
   }
+  for (Map& map : maps_) map.stale.Add(map.changed);
   fresh_.assign(streams, false);
   return true;
 }
 
-bool Structure::StepPixels(const uint8_t* frames, const ParallelFor& parallel) {
+bool Structure::Refresh(const PixelMask* wanted) {
+  const int64_t last = maps_.size() - 1;
+  // The pixels are always up to date. They are gone through here if they are
+  // what is wanted.
+  const int64_t first = std::min<int64_t>(1, last);
+  for (int64_t i = last; i >= first; --i) {
+    Map& map = maps_[i];
+    if (wanted == nullptr) {
+      map.wanted = map.stale;
+    } else {
+      if (i == last) {
+        map.wanted = *wanted;
+      } else {
+        map.wanted.Resize(streams() * map.height, map.width);
+        for (int64_t n = 0; n < streams(); ++n) {
+          CoveredPixels(windows_[i], n, maps_[i + 1].wanted, &map.wanted);
+        }
+      }
+      map.wanted.Intersect(map.stale);
+    }
+    map.stale.Remove(map.wanted);
+  }
+  for (int64_t i = first; i <= last; ++i) {
+    Map& map = maps_[i];
+    map.positions.clear();
+    map.wanted.Append(0, streams() * map.height, &map.positions);
+    if (i > 0 && !RefreshWindow(i)) return false;
+  }
+  return true;
+}
+
+bool Structure::UpdatePixels(const uint8_t* frames,
+                             const ParallelFor& parallel) {
   Map& map = maps_[0];
   const int64_t lines = streams() * frame_.height;
   const int64_t line_size = frame_.width * frame_.pixel_size();
@@ -87,18 +135,14 @@ bool Structure::StepPixels(const uint8_t* frames, const ParallelFor& parallel) {
     if (fresh_[n]) {
       std::memcpy(seen, now, frame_.height * line_size);
       for (int64_t y = 0; y < frame_.height; ++y) {
-        map.changed.SetLine(first + y, frame_.width);
+        map.changed.SetLine(first + y);
       }
     } else if (std::memcmp(seen, now, frame_.height * line_size) != 0) {
       UpdateSeen(now, seen, frame_.height, frame_.width, frame_.pixel_size(), 0,
                  parallel, &map.changed, first);
     }
   }
-  for (int64_t line = 0; line < lines; ++line) {
-    map.changed.ForEach(line, [&](int64_t x) {
-      map.positions.push_back(static_cast<int32_t>(line * frame_.width + x));
-    });
-  }
+  map.changed.Append(0, lines, &map.positions);
   const int64_t count = map.positions.size(), size = frame_.pixel_size();
   map.rows = NewRows();
   if (reuse_ == Reuse::kContent && IsByte(frame_)) {
@@ -132,26 +176,10 @@ bool Structure::StepPixels(const uint8_t* frames, const ParallelFor& parallel) {
   return true;
 }
 
-bool Structure::StepWindow(int64_t index) {
+bool Structure::RefreshWindow(int64_t index) {
   Map& map = maps_[index];
   const Map& from = maps_[index - 1];
   const Window& window = windows_[index - 1];
-  map.positions.clear();
-  map.changed.Resize(streams() * map.height, map.width);
-  for (int64_t n = 0; n < streams(); ++n) {
-    if (!fresh_[n]) {
-      if (from.positions.empty()) continue;
-      ChangedPositions(window, n, from.changed, &map.positions, &map.changed);
-      continue;
-    }
-    const int64_t size = map.positions.size();
-    map.positions.resize(size + map.pixels());
-    std::iota(map.positions.begin() + size, map.positions.end(),
-              static_cast<int32_t>(n * map.pixels()));
-    for (int64_t y = 0; y < map.height; ++y) {
-      map.changed.SetLine(n * map.height + y, map.width);
-    }
-  }
   const int64_t count = map.positions.size();
   map.patches.resize(count * window.taps());
   map.rows = NewRows();

@@ -43,14 +43,17 @@ struct NewRows {
 // The activation maps of a chain of windows over the frames of N streams: map
 // 0 is the frames themselves, map i what window i - 1 makes of map i - 1.
 //
-// A step brings all maps up to date with a frame of each stream. It costs what
-// the changed positions cost.
+// A step takes a frame of each stream and then brings the last map up to date,
+// as far as wanted, and the maps before as far as that needs. It costs what the
+// positions cost that have changed since they were last wanted.
 class Structure {
  public:
   struct Map {
     int64_t height = 0, width = 0;
-    PixelMask changed;               // in the last step: [streams * height]
-    std::vector<int32_t> positions;  // the same, as a list
+    PixelMask changed;  // in the last step: [streams * height]
+    PixelMask stale;    // changed and not brought up to date since
+    PixelMask wanted;
+    std::vector<int32_t> positions;  // brought up to date in the last step
     std::vector<int32_t> patches;    // of these, [positions, taps]
     std::vector<int32_t> ids;        // content reuse: [streams, height, width]
     std::unique_ptr<InternTable> table;  // content reuse
@@ -70,11 +73,20 @@ class Structure {
     if (stream < streams()) fresh_[stream] = true;
   }
 
-  // One frame [height, width, channels] of each of `streams` streams. Streams
-  // beyond those of the last step are new, missing ones are forgotten. False if
-  // a table is full: nothing can be said then until Restart.
+  // Takes a frame [height, width, channels] of each of `streams` streams, and
+  // marks what changed in all maps. Streams beyond those of the last step are
+  // new, missing ones are forgotten. False if a table is full: nothing can be
+  // said then until Restart.
+  bool Update(const uint8_t* frames, int64_t streams,
+              const ParallelFor& parallel);
+  // Brings the last map up to date, or the positions `wanted` of it. False as
+  // for Update. Under temporal reuse all must be wanted: a row shows what was
+  // last computed of it.
+  bool Refresh(const PixelMask* wanted = nullptr);
   bool Step(const uint8_t* frames, int64_t streams,
-            const ParallelFor& parallel);
+            const ParallelFor& parallel) {
+    return Update(frames, streams, parallel) && Refresh();
+  }
 
   Reuse reuse() const { return reuse_; }
   int64_t streams() const { return fresh_.size(); }
@@ -83,6 +95,10 @@ class Structure {
   const std::vector<Map>& maps() const { return maps_; }
   const std::vector<Window>& windows() const { return windows_; }
 
+  // What was last seen of a stream.
+  const uint8_t* frame(int64_t stream) const {
+    return seen_.data() + stream * frame_.pixels() * frame_.pixel_size();
+  }
   // The row that a position shows; positions are numbered through the streams.
   int32_t id(int64_t map, int64_t position) const {
     return reuse_ == Reuse::kTemporal ? static_cast<int32_t>(position)
@@ -90,8 +106,8 @@ class Structure {
   }
 
  private:
-  bool StepPixels(const uint8_t* frames, const ParallelFor& parallel);
-  bool StepWindow(int64_t map);
+  bool UpdatePixels(const uint8_t* frames, const ParallelFor& parallel);
+  bool RefreshWindow(int64_t map);
   // Interns the patches of a map's positions and numbers them.
   bool Intern(Map* map);
 

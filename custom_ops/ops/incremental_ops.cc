@@ -426,10 +426,7 @@ class IncrementalConv2DOp : public IncrementalOp {
       UpdateSeen(inputs.flat<float>().data(), state->seen.flat<float>().data(),
                  streams * window.height, window.width, channels, threshold_,
                  parallel, &state->mask);
-      state->positions.clear();
-      for (int64_t n = 0; n < streams; ++n) {
-        ChangedPositions(window, n, state->mask, &state->positions);
-      }
+      ChangedPositions(window, streams, state->mask, &state->positions);
       OP_REQUIRES_OK(context,
                      state->MakeWritable(context, filters, state->positions));
     }
@@ -492,12 +489,14 @@ class IncrementalDenseOp : public IncrementalOp {
     std::vector<LeafChange> changes;
     ChangedLeaves(inputs.flat<float>().data(), streams, depth, kLeaf, fresh,
                   parallel, seen, &changes);
-    sum.Update(
-        changes, streams,
+    const InstructionSet& set = BestInstructionSet();
+    sum.ComputeLeaves(
+        changes,
         [=](const LeafChange& change) {
           return seen + change.stream * depth + change.leaf * kLeaf;
         },
-        kernel.flat<float>().data(), BestInstructionSet(), parallel, trees);
+        kernel.flat<float>().data(), set, parallel, trees);
+    sum.UpdateSums(changes, streams, set, trees);
     state->valid = true;
     const int64_t leaves = streams * sum.leaves();
     const int64_t recomputed = changes.size();

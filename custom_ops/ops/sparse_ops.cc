@@ -284,9 +284,7 @@ class ChangedPositionsOp : public OpKernel {
       mask.Resize(images * window.height, window.width);
       UpdateSeen(inputs.flat<T>().data(), now, images * window.height,
                  window.width, channels, threshold_, OpThreads(context), &mask);
-      for (int64_t n = 0; n < images; ++n) {
-        ChangedPositions(window, n, mask, &positions);
-      }
+      ChangedPositions(window, images, mask, &positions);
     }
     Tensor* out = nullptr;
     OP_REQUIRES_OK(context,

@@ -1,0 +1,151 @@
+// Tiles: blocks of the last map's positions, known again by the pixels under
+// them. A game shows few pictures in any one place, and shows them again and
+// again: where a whole tile comes back, none of its positions need be looked
+// at.
+#ifndef REUSE_TF_KERNELS_TILES_H_
+#define REUSE_TF_KERNELS_TILES_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "custom_ops/kernels/changed.h"
+#include "custom_ops/kernels/structure.h"
+#include "custom_ops/kernels/window.h"
+
+namespace reuse_tf {
+
+// The geometry of tiles of kSide by kSide positions, of what the windows make
+// of a frame. The tiles at the right and the bottom may reach beyond the map.
+class Tiles {
+ public:
+  static constexpr int64_t kSide = 4, kPositions = kSide * kSide;
+
+  Tiles(const FrameShape& frame, const std::vector<Window>& windows)
+      : frame_(frame),
+        height_(windows.empty() ? frame.height : windows.back().out_height),
+        width_(windows.empty() ? frame.width : windows.back().out_width),
+        rows_((height_ + kSide - 1) / kSide),
+        columns_((width_ + kSide - 1) / kSide) {
+    int64_t height = 0, width = 0;
+    for (int64_t i = 0; i < rows_; ++i) {
+      Range range = {i * kSide, std::min((i + 1) * kSide, height_)};
+      for (auto w = windows.rbegin(); w != windows.rend(); ++w) {
+        range = Under(range, w->stride_height, w->pad_top, w->dilation_height,
+                      w->kernel_height, w->height);
+      }
+      y_.push_back(range);
+      height = std::max(height, range.end - range.begin);
+    }
+    for (int64_t i = 0; i < columns_; ++i) {
+      Range range = {i * kSide, std::min((i + 1) * kSide, width_)};
+      for (auto w = windows.rbegin(); w != windows.rend(); ++w) {
+        range = Under(range, w->stride_width, w->pad_left, w->dilation_width,
+                      w->kernel_width, w->width);
+      }
+      x_.push_back(range);
+      width = std::max(width, range.end - range.begin);
+    }
+    key_words_ = 1 + (height * width * frame.pixel_size() + 3) / 4;
+  }
+
+  int64_t count() const { return rows_ * columns_; }
+  // For each position, its place if they are numbered tile by tile, kPositions
+  // for each tile.
+  std::vector<int32_t> Order() const {
+    std::vector<int32_t> order;
+    for (int64_t y = 0; y < height_; ++y) {
+      for (int64_t x = 0; x < width_; ++x) {
+        const int64_t tile = y / kSide * columns_ + x / kSide;
+        order.push_back(
+            static_cast<int32_t>((tile * kSide + y % kSide) * kSide) +
+            static_cast<int32_t>(x % kSide));
+      }
+    }
+    return order;
+  }
+
+  // Calls f(tile) for each tile of one image that has a marked position.
+  template <typename F>
+  void ForEach(const PixelMask& positions, int64_t image, const F& f) const {
+    static_assert(kSide == 4, "bits in groups of four");
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int64_t begin = row * kSide, end = std::min(begin + kSide, height_);
+      for (int64_t i = 0; i < positions.words(); ++i) {
+        uint64_t any = 0;
+        for (int64_t y = begin; y < end; ++y) {
+          any |= positions.line(image * height_ + y)[i];
+        }
+        any |= any >> 1;
+        any |= any >> 2;
+        for (any &= 0x1111111111111111u; any != 0; any &= any - 1) {
+          f(row * columns_ + (i * 64 + __builtin_ctzll(any)) / kSide);
+        }
+      }
+    }
+  }
+
+  // Marks the positions of a tile of one image.
+  void Mark(int64_t tile, int64_t image, PixelMask* positions) const {
+    const int64_t top = tile / columns_ * kSide, x = tile % columns_ * kSide;
+    const uint64_t bits = (uint64_t{1} << std::min(kSide, width_ - x)) - 1;
+    for (int64_t y = top; y < std::min(top + kSide, height_); ++y) {
+      positions->line(image * height_ + y)[x / 64] |= bits << (x % 64);
+    }
+  }
+
+  // What a tile's activations follow from, as key[key_words]: the tile, as
+  // there may be padding under it, and the pixels under it. The first word is
+  // never 0.
+  int64_t key_words() const { return key_words_; }
+  void Key(int64_t tile, const uint8_t* frame, int32_t* key) const {
+    const Range y = y_[tile / columns_], x = x_[tile % columns_];
+    const int64_t size = (x.end - x.begin) * frame_.pixel_size();
+    const int64_t stride = frame_.width * frame_.pixel_size();
+    key[0] = static_cast<int32_t>(tile) + 1;
+    key[key_words_ - 1] = 0;  // may be filled in part
+    auto* to = reinterpret_cast<uint8_t*>(key + 1);
+    auto* const end = reinterpret_cast<uint8_t*>(key + key_words_);
+    const uint8_t* from =
+        frame + y.begin * stride + x.begin * frame_.pixel_size();
+    for (int64_t i = y.begin; i < y.end; ++i, from += stride, to += size) {
+      Copy(from, size, to);
+    }
+    std::memset(to, 0, end - to);
+  }
+
+ private:
+  struct Range {
+    int64_t begin, end;
+  };
+
+  // What lies under a range of outputs, in an axis of `size` inputs.
+  static Range Under(Range range, int64_t stride, int64_t pad, int64_t dilation,
+                     int64_t kernel, int64_t size) {
+    if (range.begin >= range.end) return {0, 0};
+    const int64_t begin = std::max<int64_t>(0, range.begin * stride - pad);
+    const int64_t end =
+        (range.end - 1) * stride - pad + (kernel - 1) * dilation + 1;
+    return {begin, std::max(begin, std::min(size, end))};
+  }
+
+  // Quicker than memcpy for the few bytes that they are.
+  static void Copy(const uint8_t* from, int64_t size, uint8_t* to) {
+    if (size < 8 || size > 64) {
+      std::memcpy(to, from, size);
+      return;
+    }
+    for (int64_t i = 0; i + 8 < size; i += 8) std::memcpy(to + i, from + i, 8);
+    std::memcpy(to + size - 8, from + size - 8, 8);
+  }
+
+  FrameShape frame_;
+  int64_t height_, width_, rows_, columns_;
+  std::vector<Range> y_, x_;  // the pixels under rows and columns of tiles
+  int64_t key_words_ = 0;
+};
+
+}  // namespace reuse_tf
+
+#endif  // REUSE_TF_KERNELS_TILES_H_
