@@ -202,6 +202,8 @@ incremental_conv2d = _ops.reuse_tf_incremental_conv2d
 incremental_dense = _ops.reuse_tf_incremental_dense
 runner_step = _ops.reuse_tf_runner_step
 runner_reset = _ops.reuse_tf_runner_reset
+runner_record = _ops.reuse_tf_runner_record
+runner_recording = _ops.reuse_tf_runner_recording
 runner_stats = _ops.reuse_tf_runner_stats
 video_structure = _ops.reuse_tf_video_structure
 patch_product = _ops.reuse_tf_patch_product
@@ -301,7 +303,7 @@ def _patch_pool_grad(op, gradient):
     rows, patches = op.inputs
     return (
         _ops.reuse_tf_patch_pool_grad(
-            rows, patches, gradient, max=op.get_attr("max")
+            rows, patches, gradient, kind=op.get_attr("kind").decode()
         ),
         None,
     )

@@ -82,14 +82,17 @@ class Structure(NamedTuple):
             padding.
         pairs: The distinct (position, row) pairs of the last map, int32
             `[D, 2]`, ordered by position.
-        runs: Which pair holds when: (pair, first frame, last frame + 1), int32
-            `[K, 3]`, ordered by pair.
+        contents: What tiles of 4 x 4 positions of the last map show, as pairs:
+            int32 `[E, 16]`, -1 where a tile reaches beyond the map.
+        runs: When a tile shows a content: (content, first frame, last frame +
+            1), int32 `[K, 3]`.
         num_frames: T.
     """
 
     pixels: tf.Tensor
     patches: list
     pairs: tf.Tensor
+    contents: tf.Tensor
     runs: tf.Tensor
     num_frames: int
 
@@ -161,6 +164,7 @@ class Runner:
         self._max_rows = int(max_rows or 0)
         self._states = {}  # by the dtype of the frames
         self._last = self._state(tf.uint8)
+        self._recorded = None  # the state that records
 
     def step(self, frames):
         """Computes the outputs for the next frame of each stream.
@@ -246,12 +250,51 @@ class Runner:
         """
         frames = tf.convert_to_tensor(frames)
         _check_dtype(frames.dtype)
-        pixels, pairs, runs, patches = ops.video_structure(
+        pixels, pairs, contents, runs, patches = ops.video_structure(
             frames,
             program=self._chain.program(frames.dtype),
             num_stages=self._chain.num_stages,
         )
-        return Structure(pixels, patches, pairs, runs, frames.shape[0])
+        return Structure(
+            pixels, patches, pairs, contents, runs, frames.shape[0]
+        )
+
+    def record(self, dtype=tf.uint8):
+        """Has `step` leave the structure of its frames behind, from now on.
+
+        Then `recorded` need not search the frames again. The tables are
+        cleared, for the recording to hold nothing but what follows.
+
+        Args:
+            dtype: That of the frames to come, uint8 or float32.
+        """
+        self._recorded = self._state(tf.as_dtype(dtype))
+        ops.runner_record(self._recorded.handle)
+
+    def recorded(self):
+        """Ends a recording.
+
+        Returns:
+            A pair of the `Structure` of all frames that were stepped since
+            `record` was called, and their number by stream, int32 `[N]`. The
+            frames of stream 0 come first, in time order, then those of stream
+            1, and so on. None if the tables were cleared in between, because
+            one was full, weights changed, or content reuse did not pay; if
+            nothing was stepped; or if nothing was asked for.
+        """
+        if self._recorded is None:
+            return None
+        pixels, pairs, contents, runs, patches, frames = ops.runner_recording(
+            self._recorded.handle, num_stages=self._chain.num_stages
+        )
+        self._recorded = None
+        if len(frames) == 0:
+            return None
+        frames = frames.numpy()
+        structure = Structure(
+            pixels, patches, pairs, contents, runs, int(frames.sum())
+        )
+        return structure, frames
 
     def reset_state(self, streams=None):
         """Forgets streams. Never needed for a right result.
@@ -525,7 +568,9 @@ class _Chain:
         self._add_stage(layer)
         self.row_functions.append(
             lambda rows, patches: ops.patch_pool(
-                rows, next(patches), max=kind == "max"
+                rows,
+                next(patches),
+                kind="max" if kind == "max" else "mean",
             )
         )
 
@@ -539,8 +584,9 @@ class _Chain:
         positions = math.prod(layer.input.shape[1:3])
 
         def average(rows, structure):
-            values = tf.gather(rows, structure.pairs[:, 1]) / positions
-            return ops.run_sum(values, structure.runs, structure.num_frames)
+            return _sum_pairs(
+                tf.gather(rows, structure.pairs[:, 1]) / positions, structure
+            )
 
         self._sum = average
 
@@ -565,8 +611,9 @@ class _Chain:
                 weights = tf.reshape(
                     layer.kernel.value, [-1, rows.shape[1], layer.units]
                 )
-                values = ops.pair_product(rows, structure.pairs, weights)
-                return ops.run_sum(values, structure.runs, structure.num_frames)
+                return _sum_pairs(
+                    ops.pair_product(rows, structure.pairs, weights), structure
+                )
 
             self._sum = multiply
         else:
@@ -607,6 +654,12 @@ _HANDLERS = {
     keras.layers.Dense: _Chain.dense,
     IncrementalDense: _Chain.dense,
 }
+
+
+def _sum_pairs(values, structure):
+    """From values by pair, `[D, *]`, to their sums by frame, `[T, *]`."""
+    contents = ops.patch_pool(values, structure.contents, kind="sum")
+    return ops.run_sum(contents, structure.runs, structure.num_frames)
 
 
 def _unique(names):

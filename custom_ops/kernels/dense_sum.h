@@ -14,8 +14,6 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/intern.h"
-#include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 
@@ -89,84 +87,6 @@ inline void SortByLeaf(std::vector<LeafChange>* changes) {
       changes->begin(), changes->end(),
       [](const LeafChange& a, const LeafChange& b) { return a.leaf < b.leaf; });
 }
-
-// Sums that were computed before, by what was summed: a key of `words` 32-bit
-// words, the first of them not 0. A slot holds the last comer, and the number
-// of slots has a bound: so has the memory, and nothing has ever to be thrown
-// out.
-class SumMemo {
- public:
-  SumMemo(int64_t words, int64_t units, int64_t max_bytes)
-      : words_(words),
-        units_(units),
-        stride_((words + units + 3) / 4 * 4),
-        max_slots_(max_bytes / (stride_ * int64_t{sizeof(float)})) {
-    Clear();
-  }
-  void Clear() {
-    slots_ = kFirstSlots;
-    used_ = 0;
-    data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
-  }
-
-  void Prefetch(const int32_t* key) const {
-    const float* slot = Slot(key);
-    const float* end = slot + std::min(stride_, 4 * kLine);
-    for (; slot < end; slot += kLine) __builtin_prefetch(slot);
-    __builtin_prefetch(end - 1);
-  }
-  // The sum for this key, or null.
-  const float* Find(const int32_t* key) const {
-    const float* slot = Slot(key);
-    return EqualWords(reinterpret_cast<const int32_t*>(slot), key, words_)
-               ? slot + words_
-               : nullptr;
-  }
-  void Insert(const int32_t* key, const float* sum) {
-    if (2 * used_ > slots_ && 2 * slots_ <= max_slots_) Grow();
-    Put(key, sum);
-  }
-
- private:
-  static constexpr int64_t kFirstSlots = 1024;
-  static constexpr int64_t kLine = 16;  // floats of a cache line
-
-  static float* FirstSlot(const LazyBuffer<float>& data) {
-    constexpr uintptr_t kBytes = kLine * sizeof(float);
-    const auto begin = reinterpret_cast<uintptr_t>(data.data());
-    return reinterpret_cast<float*>((begin + kBytes - 1) / kBytes * kBytes);
-  }
-  static bool IsUsed(const float* slot) {
-    int32_t word;
-    std::memcpy(&word, slot, sizeof(word));
-    return word != 0;
-  }
-  float* Slot(const int32_t* key) const {
-    return FirstSlot(data_) + (HashWords(key, words_) & (slots_ - 1)) * stride_;
-  }
-  void Put(const int32_t* key, const float* sum) {
-    float* slot = Slot(key);
-    used_ += !IsUsed(slot);
-    std::memcpy(slot, key, words_ * sizeof(int32_t));
-    std::memcpy(slot + words_, sum, units_ * sizeof(float));
-  }
-  void Grow() {
-    const LazyBuffer<float> old = std::move(data_);
-    const float* begin = FirstSlot(old);
-    const float* end = begin + slots_ * stride_;
-    slots_ *= 2;
-    used_ = 0;
-    data_ = LazyBuffer<float>(slots_ * stride_ + kLine);
-    for (const float* slot = begin; slot < end; slot += stride_) {
-      if (!IsUsed(slot)) continue;
-      Put(reinterpret_cast<const int32_t*>(slot), slot + words_);
-    }
-  }
-
-  int64_t words_, units_, stride_, max_slots_;
-  int64_t slots_ = 0, used_ = 0;
-  LazyBuffer<float> data_;  // slots of a key and a sum
-};
 
 // The geometry of a dense layer over `leaves` times `depth` inputs, of which
 // the last leaf may lack some. A step computes the leaves that changed and then

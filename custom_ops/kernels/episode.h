@@ -1,4 +1,4 @@
-// The structure of a video: what the differentiable path needs to know of its
+// The structure of videos: what the differentiable path needs to know of their
 // frames, however often and with whatever weights it is then run.
 #ifndef REUSE_TF_KERNELS_EPISODE_H_
 #define REUSE_TF_KERNELS_EPISODE_H_
@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/structure.h"
+#include "custom_ops/kernels/tiles.h"
 
 namespace reuse_tf {
 
@@ -16,90 +18,137 @@ struct Pair {
   int32_t position, row;
 };
 
-// That a pair holds from frame `begin` up to, not including, frame `end`.
+// That a tile shows some content from frame `begin` up to, not including, frame
+// `end`.
 struct Run {
-  int32_t pair, begin, end;
+  int32_t content, begin, end;
 };
 
-// Collects the runs of the last map of a structure of one stream under content
-// reuse, step by step.
+// Collects what the tiles of a structure under content reuse show, step by
+// step: contents, the rows at the positions of a tile, and when they are shown.
 class EpisodeRecorder {
  public:
-  explicit EpisodeRecorder(int64_t positions) : open_(positions, {-1, 0}) {}
+  // `max_contents` bounds the distinct contents.
+  EpisodeRecorder(const Tiles& tiles, int64_t max_contents)
+      : tiles_(tiles), contents_(1 + Tiles::kPositions, max_contents) {}
 
-  // Records the step that the structure just made.
-  void Add(const Structure& structure) {
-    const int64_t last = structure.maps().size() - 1;
-    for (const int32_t at : structure.maps()[last].positions) {
-      Close(at);
-      open_[at] = {structure.id(last, at), frames_};
+  // Records the step that the structure just made, one of all steps since its
+  // last restart. False if there are too many contents.
+  bool Add(const Structure& structure) {
+    const int64_t streams = structure.streams(), tiles = tiles_.count();
+    const int64_t pixels = structure.maps().back().pixels();
+    for (int64_t n = streams; n < streams_; ++n) CloseStream(n);
+    streams_ = streams;
+    if (static_cast<int64_t>(frames_.size()) < streams) {
+      frames_.resize(streams, 0);
+      open_.resize(streams * tiles, {-1, 0});
     }
-    ++frames_;
+    for (const Structure::TileChange& change : structure.changed_tiles()) {
+      int32_t content = -1;
+      if (change.id < 0) {
+        known_.clear();  // The structure numbers them afresh.
+      } else if (change.id < static_cast<int64_t>(known_.size())) {
+        content = known_[change.id];
+      }
+      if (content < 0) {
+        int32_t key[1 + Tiles::kPositions] = {change.tile + 1};
+        std::fill(key + 1, key + 1 + Tiles::kPositions, -1);
+        tiles_.ForEachPosition(change.tile, [&](int64_t at, int64_t place) {
+          key[1 + place] = structure.id(structure.maps().size() - 1,
+                                        change.stream * pixels + at);
+        });
+        if (!contents_.Intern(key, 1, &content)) return false;
+        if (change.id >= 0) known_.push_back(content);
+      }
+      Close(change.stream, change.tile);
+      open_[change.stream * tiles + change.tile] = {content,
+                                                    frames_[change.stream]};
+    }
+    for (int64_t n = 0; n < streams; ++n) ++frames_[n];
+    return true;
   }
 
+  // By stream. In a recording, all frames of a stream stand together.
+  const std::vector<int32_t>& frames() const { return frames_; }
+
   // All that was recorded. `pairs` are distinct and in the order of their
-  // positions, so that what belongs to a position is read once; `runs` are in
-  // the order of their pairs. Nothing is searched or compared: all is counted.
-  void Finish(std::vector<Pair>* pairs, std::vector<Run>* runs) {
-    const int64_t positions = open_.size();
-    for (int64_t at = 0; at < positions; ++at) Close(at);
-    std::vector<int64_t> ends(positions + 1, 0);
-    int32_t rows = 0;
-    for (const Shown& shown : shown_) {
-      ++ends[shown.position + 1];
-      rows = std::max(rows, shown.row + 1);
+  // positions, so that what belongs to a position is read once. `contents` has
+  // Tiles::kPositions pairs for each content, -1 where a tile reaches beyond
+  // the map. Nothing is searched or compared: all is counted.
+  void Finish(std::vector<Pair>* pairs, std::vector<int32_t>* contents,
+              std::vector<Run>* runs) {
+    for (int64_t n = 0; n < streams_; ++n) CloseStream(n);
+    std::vector<int32_t> first_frame(frames_.size() + 1, 0);
+    for (size_t n = 0; n < frames_.size(); ++n) {
+      first_frame[n + 1] = first_frame[n] + frames_[n];
     }
-    for (int64_t p = 0; p < positions; ++p) ends[p + 1] += ends[p];
-    std::vector<Shown> ordered(shown_.size());
-    for (const Shown& shown : shown_) ordered[ends[shown.position]++] = shown;
+    runs->clear();
+    for (const Shown& shown : shown_) {
+      const int32_t first = first_frame[shown.stream];
+      runs->push_back({shown.content, first + shown.begin, first + shown.end});
+    }
+    // The contents of each tile.
+    const int64_t count = contents_.size(), tiles = tiles_.count();
+    std::vector<int32_t> ends(tiles + 1, 0), of_tile(count);
+    int32_t rows = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t* key = contents_.key(i);
+      ++ends[key[0]];
+      for (int64_t k = 1; k <= Tiles::kPositions; ++k) {
+        rows = std::max(rows, key[k] + 1);
+      }
+    }
+    for (int64_t t = 0; t < tiles; ++t) ends[t + 1] += ends[t];
+    for (int64_t i = 0; i < count; ++i) {
+      of_tile[ends[contents_.key(i)[0] - 1]++] = static_cast<int32_t>(i);
+    }
     // Of each row, the pair it last stood in.
     std::vector<int32_t> pair_of(rows, -1);
-    std::vector<int64_t> next;  // by pair: where its next run goes
     pairs->clear();
-    runs->resize(ordered.size());
-    for (int64_t begin = 0, p = 0; p < positions; begin = ends[p++]) {
-      const int64_t first = pairs->size();
-      next.clear();
-      for (int64_t i = begin; i < ends[p]; ++i) {
-        int32_t& pair = pair_of[ordered[i].row];
-        if (pair < first) {
-          pair = pairs->size();
-          pairs->push_back({ordered[i].position, ordered[i].row});
-          next.push_back(0);
+    contents->assign(count * Tiles::kPositions, -1);
+    const std::vector<int32_t> order = tiles_.Order();
+    for (size_t at = 0; at < order.size(); ++at) {
+      const int64_t tile = order[at] / Tiles::kPositions;
+      const int64_t place = order[at] % Tiles::kPositions;
+      const int32_t first = static_cast<int32_t>(pairs->size());
+      for (int64_t i = tile == 0 ? 0 : ends[tile - 1]; i < ends[tile]; ++i) {
+        const int32_t row = contents_.key(of_tile[i])[1 + place];
+        if (pair_of[row] < first) {
+          pair_of[row] = static_cast<int32_t>(pairs->size());
+          pairs->push_back({static_cast<int32_t>(at), row});
         }
-        ++next[pair - first];
-      }
-      for (int64_t at = begin, i = 0; i < static_cast<int64_t>(next.size());
-           ++i) {
-        const int64_t count = next[i];
-        next[i] = at;
-        at += count;
-      }
-      for (int64_t i = begin; i < ends[p]; ++i) {
-        const int32_t pair = pair_of[ordered[i].row];
-        (*runs)[next[pair - first]++] = {pair, ordered[i].begin,
-                                         ordered[i].end};
+        (*contents)[of_tile[i] * Tiles::kPositions + place] = pair_of[row];
       }
     }
   }
 
  private:
   struct Open {
-    int32_t row;  // -1: nothing yet
+    int32_t content;  // -1: nothing yet
     int32_t begin;
   };
   struct Shown {
-    int32_t position, row, begin, end;
+    int32_t stream, content, begin, end;
   };
 
-  void Close(int64_t at) {
-    const Open& open = open_[at];
-    if (open.row < 0) return;
-    shown_.push_back({static_cast<int32_t>(at), open.row, open.begin, frames_});
+  void Close(int64_t stream, int64_t tile) {
+    Open& open = open_[stream * tiles_.count() + tile];
+    if (open.content >= 0 && open.begin < frames_[stream]) {
+      shown_.push_back({static_cast<int32_t>(stream), open.content, open.begin,
+                        frames_[stream]});
+    }
+    open.content = -1;
+  }
+  void CloseStream(int64_t stream) {
+    for (int64_t t = 0; t < tiles_.count(); ++t) Close(stream, t);
   }
 
-  int32_t frames_ = 0;
-  std::vector<Open> open_;  // by position
+  const Tiles tiles_;
+  InternTable contents_;        // of a tile, numbered from 1, and its rows
+  std::vector<int32_t> known_;  // contents by the structure's numbers
+  int64_t streams_ = 0;
+  std::vector<int32_t> frames_;  // by stream
+  std::vector<Open> open_;       // by stream and tile
   std::vector<Shown> shown_;
 };
 

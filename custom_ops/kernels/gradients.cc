@@ -195,7 +195,7 @@ void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
              int64_t frames, float* out) {
   std::vector<double> differences((frames + 1) * units, 0);
   for (int64_t i = 0; i < count; ++i) {
-    const float* value = values + runs[i].pair * units;
+    const float* value = values + runs[i].content * units;
     double* begin = differences.data() + runs[i].begin * units;
     double* end = differences.data() + runs[i].end * units;
     for (int64_t u = 0; u < units; ++u) {
@@ -221,7 +221,7 @@ void RunGradients(const Run* runs, int64_t count, const float* gradient,
   for (int64_t i = 0; i < count; ++i) {
     const double* begin = sums.data() + runs[i].begin * units;
     const double* end = sums.data() + runs[i].end * units;
-    float* to = values_gradient + runs[i].pair * units;
+    float* to = values_gradient + runs[i].content * units;
     for (int64_t u = 0; u < units; ++u) {
       to[u] += static_cast<float>(end[u] - begin[u]);
     }

@@ -44,9 +44,9 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    const float* gradient, const ParallelFor& parallel,
                    float* rows_gradient, float* weights_gradient);
 
-// out[t, :] = the sum of values[run.pair, :] over the runs that hold at t, for
-// values [*, units] and out [frames, units]. Differences are summed in double
-// precision over time.
+// out[t, :] = the sum of values[run.content, :] over the runs that hold at t,
+// for values [*, units] and out [frames, units]. Differences are summed in
+// double precision over time.
 void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
              int64_t frames, float* out);
 

@@ -558,43 +558,6 @@ void TestSumTree(const InstructionSet& set) {
   }
 }
 
-// A memo may forget, but what it says is what it was told last.
-void TestSumMemo() {
-  Random random(10);
-  for (int i = 0; i < 40; ++i) {
-    const int64_t words = random.Int(1, 20), units = random.Int(1, 20);
-    SumMemo memo(words, units, random.Pick<int64_t>({0, 1 << 18, 1 << 24}));
-    std::map<std::vector<int32_t>, std::vector<float>> told;
-    int64_t found = 0, asked = 0;
-    for (int k = 0; k < 6000; ++k) {
-      std::vector<int32_t> key(words, 0);
-      key[0] = random.Int(1, 60);
-      key[random.Int(0, words - 1)] = random.Int(1, 60);
-      memo.Prefetch(key.data());
-      const float* sum = memo.Find(key.data());
-      const auto known = told.find(key);
-      CHECK(sum == nullptr || known != told.end());
-      if (known != told.end()) {
-        ++asked;
-        if (sum != nullptr) {
-          ++found;
-          CHECK(SameBits(sum, known->second.data(), units));
-        }
-      }
-      if (random.Chance(50)) {
-        told[key] = random.Floats(units);
-        memo.Insert(key.data(), told[key].data());
-        CHECK(SameBits(memo.Find(key.data()), told[key].data(), units));
-      }
-      if (random.Int(0, 4000) == 0) {
-        memo.Clear();
-        told.clear();
-      }
-    }
-    CHECK(2 * found > asked);
-  }
-}
-
 // What a layer over one kind of trees does with a frame of each stream.
 struct DenseStep {
   const DenseSum& sum;
@@ -775,7 +738,6 @@ int Main() {
   TestActivations();
   TestRowOps();
   TestInterning();
-  TestSumMemo();
   std::string names;
   for (const InstructionSet* set : InstructionSets()) {
     names += std::string(" ") + set->name;

@@ -16,8 +16,8 @@ constexpr double kWorthless = 0.9;
 // ... in this many frames, and is tried again after so many others.
 constexpr int64_t kTrial = 64, kPause = 1024;
 
-// Tiles over more pixels than these words hold are seldom seen twice.
-constexpr int64_t kMaxTileWords = 1024;
+// A recording of more than this is not kept.
+constexpr int64_t kMaxContents = 4 << 20;
 
 std::vector<Window> Windows(const NetworkSpec& spec) {
   std::vector<Window> windows;
@@ -43,6 +43,15 @@ std::vector<int64_t> MaxRows(const NetworkSpec& spec, int64_t max_rows) {
 int64_t Leaves(const NetworkSpec& spec) {
   return spec.stages.empty() ? spec.frame.pixels()
                              : spec.stages.back().window.positions();
+}
+
+int64_t SumUnits(const NetworkSpec& spec) {
+  return spec.average ? spec.channels() : spec.dense[0].units;
+}
+
+// How many contents of tiles, with their keys, slots and sums, `bytes` hold.
+int64_t MaxTiles(const NetworkSpec& spec, const Tiles& tiles, int64_t bytes) {
+  return bytes / (4 * (tiles.key_words() + SumUnits(spec)) + 32);
 }
 
 double Seconds() {
@@ -91,7 +100,10 @@ Network::Network(const NetworkSpec& spec, const Options& options)
       options_(options),
       set_(BestInstructionSet()),
       max_rows_(MaxRows(spec, options.max_rows)),
-      structure_(spec.frame, Windows(spec), max_rows_, options.hash_mask),
+      structure_(
+          spec.frame, Windows(spec), max_rows_,
+          MaxTiles(spec, Tiles(spec.frame, Windows(spec)), options.tile_bytes),
+          options.hash_mask),
       content_rows_(spec.stages.size() + 1),
       temporal_rows_(spec.stages.size() + 1),
       stage_ops_(spec.stages.size()),
@@ -99,10 +111,9 @@ Network::Network(const NetworkSpec& spec, const Options& options)
       kernels_(spec.stages.size()),
       dense_kernels_(spec.dense.size()),
       dense_biases_(spec.dense.size()),
-      tiles_(spec.frame, Windows(spec)),
-      sum_(Leaves(spec) * spec.channels(), spec.channels(),
-           spec.average ? spec.channels() : spec.dense[0].units, tiles_.Order(),
-           tiles_.count() * Tiles::kPositions) {
+      sum_(Leaves(spec) * spec.channels(), spec.channels(), SumUnits(spec),
+           structure_.tiles().Order(),
+           structure_.tiles().count() * Tiles::kPositions) {
   pixel_ops_.spec = &spec_.pixel_ops;
   average_ops_.spec = &spec_.average_ops;
   for (size_t i = 0; i < spec_.stages.size(); ++i) {
@@ -123,6 +134,7 @@ void Network::Reset() {
 
 void Network::Restart(Reuse reuse) {
   structure_.Restart(reuse);
+  recorder_.reset();
   pixels_known_ = false;
   const bool content = reuse == Reuse::kContent;
   for (size_t i = 0; i < content_rows_.size(); ++i) {
@@ -135,13 +147,12 @@ void Network::Restart(Reuse reuse) {
       content_rows_[i] = {};
     }
   }
-  if (!content || tiles_.key_words() > kMaxTileWords) {
-    memo_.reset();
-  } else if (memo_ == nullptr) {
-    memo_ = std::make_unique<SumMemo>(tiles_.key_words(), sum_.units(),
-                                      options_.memo_bytes);
-  } else {
-    memo_->Clear();
+  if (!content) {
+    tile_sums_ = {};
+  } else if (tile_sums_.data() == nullptr) {
+    tile_sums_ = LazyBuffer<float>(
+        MaxTiles(spec_, structure_.tiles(), options_.tile_bytes) *
+        sum_.units());
   }
 }
 
@@ -194,19 +205,29 @@ void Network::Step(const void* frames, int64_t streams,
   const auto* bytes = static_cast<const uint8_t*>(frames);
   AdaptReuse();
   const double begin = Seconds();
-  if (!StepStructure(bytes, streams, parallel)) {
+  if (recording_ == Recording::kAsked) {
+    recording_ = Recording::kRunning;
+    Restart(reuse());
+    if (reuse() == Reuse::kContent) {
+      recorder_ =
+          std::make_unique<EpisodeRecorder>(structure_.tiles(), kMaxContents);
+    }
+  }
+  if (!structure_.Step(bytes, streams, parallel)) {
     // A table is full: the frame is computed afresh in empty ones.
     ++stats_.clears;
     Restart(reuse());
-    if (!StepStructure(bytes, streams, parallel)) {
+    if (!structure_.Step(bytes, streams, parallel)) {
       // One frame alone does not fit.
       ++stats_.switches;
       recent_frames_ = 0;
       Restart(Reuse::kTemporal);
-      StepStructure(bytes, streams, parallel);
+      structure_.Step(bytes, streams, parallel);
     }
   }
+  if (recorder_ != nullptr && !recorder_->Add(structure_)) recorder_.reset();
   const double structured = Seconds();
+  trees_.resize(streams * sum_.nodes() * sum_.units());
   if (reuse() == Reuse::kTemporal) {
     for (size_t i = 0; i < temporal_rows_.size(); ++i) {
       temporal_rows_[i].resize(streams * structure_.maps()[i].pixels() *
@@ -224,58 +245,9 @@ void Network::Step(const void* frames, int64_t streams,
   CountStep();
 }
 
-bool Network::StepStructure(const uint8_t* frames, int64_t streams,
-                            const ParallelFor& parallel) {
-  trees_.resize(streams * sum_.nodes() * sum_.units());
-  if (!structure_.Update(frames, streams, parallel)) return false;
-  if (memo_ == nullptr) return structure_.Refresh();
-  RecallTiles();
-  return structure_.Refresh(&wanted_);
-}
-
-// Takes the sums of changed tiles from memory. Wanted are the positions of the
-// others.
-void Network::RecallTiles() {
-  const Structure::Map& map = structure_.maps().back();
-  const SumTree& tree = sum_.tree();
-  const int64_t streams = structure_.streams(), units = sum_.units();
-  const int64_t words = tiles_.key_words();
-  wanted_.Resize(streams * map.height, map.width);
-  changed_tiles_.assign(streams * tree.words(1), 0);
-  unknown_tiles_.clear();
-  for (int64_t n = 0; n < streams; ++n) {
-    tiles_.ForEach(map.changed, n, [&](int64_t tile) {
-      changed_tiles_[n * tree.words(1) + tile / 64] |= uint64_t{1}
-                                                       << (tile % 64);
-      unknown_tiles_.push_back(
-          {static_cast<int32_t>(n), static_cast<int32_t>(tile)});
-    });
-  }
-  tile_keys_.resize(unknown_tiles_.size() * words);
-  int32_t* key = tile_keys_.data();
-  for (const TileOf& at : unknown_tiles_) {
-    tiles_.Key(at.tile, structure_.frame(at.stream), key);
-    memo_->Prefetch(key);
-    key += words;
-  }
-  key = tile_keys_.data();
-  int32_t* unknown_key = key;
-  size_t unknown = 0;
-  for (const TileOf& at : unknown_tiles_) {
-    const float* sum = memo_->Find(key);
-    if (sum != nullptr) {
-      const int64_t node = tree.first(1) + at.tile;
-      std::memcpy(trees_.data() + (at.stream * tree.nodes() + node) * units,
-                  sum, units * sizeof(float));
-    } else {
-      tiles_.Mark(at.tile, at.stream, &wanted_);
-      std::memmove(unknown_key, key, words * sizeof(int32_t));
-      unknown_key += words;
-      unknown_tiles_[unknown++] = at;
-    }
-    key += words;
-  }
-  unknown_tiles_.resize(unknown);
+std::unique_ptr<EpisodeRecorder> Network::TakeRecording() {
+  recording_ = Recording::kNone;
+  return std::move(recorder_);
 }
 
 void Network::ComputePixels() {
@@ -305,10 +277,12 @@ void Network::ComputeRows(size_t index, const ParallelFor& parallel) {
   const RowOps& ops = stage_ops_[index].ops;
   if (stage.kind != NetworkSpec::Stage::kConv) {
     const int64_t taps = stage.window.taps(), channels = stage.channels;
+    const Pooling kind = stage.kind == NetworkSpec::Stage::kMaxPool
+                             ? Pooling::kMax
+                             : Pooling::kMean;
     for (int64_t i = 0; i < what.count; ++i) {
       float* row = to + (what.ids == nullptr ? i : what.ids[i]) * channels;
-      PoolPatches(stage.kind == NetworkSpec::Stage::kMaxPool, from, channels,
-                  what.patches + i * taps, taps, 1, row);
+      PoolPatches(kind, from, channels, what.patches + i * taps, taps, 1, row);
       ops.Apply(row, channels);
     }
     return;
@@ -344,7 +318,7 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
     sum_.ComputeLeaves(changes_, row_of, dense_kernels_[0], set_, parallel,
                        trees);
   }
-  if (memo_ == nullptr) {
+  if (reuse() == Reuse::kTemporal) {
     sum_.UpdateSums(changes_, streams, set_, trees);
   } else {
     UpdateTiles();
@@ -383,19 +357,32 @@ void Network::ComputeOutputs(const ParallelFor& parallel, float* outputs) {
   }
 }
 
-// Sums up the tiles that were not known, and remembers them, and then sums up
-// all that changed.
+// Sums up new tiles, takes the others from memory, and sums up what depends on
+// them.
 void Network::UpdateTiles() {
   const SumTree& tree = sum_.tree();
-  const int64_t units = sum_.units();
-  const int32_t* key = tile_keys_.data();
-  for (const TileOf& at : unknown_tiles_) {
+  const int64_t streams = structure_.streams(), units = sum_.units();
+  const auto& changes = structure_.changed_tiles();
+  constexpr size_t kAhead = 8;
+  changed_tiles_.assign(streams * tree.words(1), 0);
+  for (size_t i = 0; i < changes.size(); ++i) {
+    if (i + kAhead < changes.size() && changes[i + kAhead].id >= 0) {
+      __builtin_prefetch(tile_sums_.data() + changes[i + kAhead].id * units);
+    }
+    const Structure::TileChange& at = changes[i];
     float* nodes = trees_.data() + at.stream * tree.nodes() * units;
-    tree.Sum(1, at.tile, units, set_, nodes);
-    memo_->Insert(key, nodes + (tree.first(1) + at.tile) * units);
-    key += tiles_.key_words();
+    float* sum = nodes + (tree.first(1) + at.tile) * units;
+    const bool is_new = at.id < 0 || at.id >= structure_.first_new_tile();
+    if (is_new) tree.Sum(1, at.tile, units, set_, nodes);
+    if (at.id >= 0) {
+      float* known = tile_sums_.data() + at.id * units;
+      std::memcpy(is_new ? known : sum, is_new ? sum : known,
+                  units * sizeof(float));
+    }
+    changed_tiles_[at.stream * tree.words(1) + at.tile / 64] |=
+        uint64_t{1} << (at.tile % 64);
   }
-  for (int64_t n = 0; n < structure_.streams(); ++n) {
+  for (int64_t n = 0; n < streams; ++n) {
     tree.SumAbove(1, changed_tiles_.data() + n * tree.words(1), units, set_,
                   trees_.data() + n * tree.nodes() * units);
   }

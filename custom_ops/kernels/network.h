@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "custom_ops/kernels/dense_sum.h"
+#include "custom_ops/kernels/episode.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/structure.h"
-#include "custom_ops/kernels/tiles.h"
 
 namespace reuse_tf {
 
@@ -75,7 +75,7 @@ class Network {
     Reuse reuse = Reuse::kContent;
     int64_t max_rows = 0;  // of each table; 0: about 400 MB in all
     uint64_t hash_mask = ~uint64_t{};
-    int64_t memo_bytes = 96 << 20;
+    int64_t tile_bytes = 96 << 20;  // that sums of tiles may take
   };
 
   Network(const NetworkSpec& spec, const Options& options);
@@ -96,6 +96,15 @@ class Network {
   void Reset(int64_t stream) { structure_.Reset(stream); }
   void Reset();
 
+  // Records the structure of all steps from the next one on. Begins in empty
+  // tables, for it to hold nothing else.
+  void Record() { recording_ = Recording::kAsked; }
+  // What was recorded, for once: null if nothing was asked for or nothing was
+  // stepped since, or if the tables were cleared in between, because one was
+  // full, weights changed, or content reuse did not pay.
+  std::unique_ptr<EpisodeRecorder> TakeRecording();
+  const Structure& structure() const { return structure_; }
+
   // Temporal, if content reuse was asked for but does not pay at present.
   Reuse reuse() const { return structure_.reuse(); }
   const NetworkStats& stats() const { return stats_; }
@@ -110,9 +119,6 @@ class Network {
   };
 
   void Restart(Reuse reuse);
-  bool StepStructure(const uint8_t* frames, int64_t streams,
-                     const ParallelFor& parallel);
-  void RecallTiles();
   void UpdateTiles();
   void ComputePixels();
   void ComputeRows(size_t stage, const ParallelFor& parallel);
@@ -143,19 +149,16 @@ class Network {
   std::vector<const float*> dense_kernels_, dense_biases_;
 
   // Leaves are numbered tile by tile: a node above the leaves is a tile's sum.
-  const Tiles tiles_;
   DenseSum sum_;
   std::vector<float> trees_;  // [streams, nodes, units]
   std::vector<LeafChange> changes_;
-  std::unique_ptr<SumMemo> memo_;  // of tiles, by the pixels under them
-  struct TileOf {
-    int32_t stream, tile;
-  };
-  // In the last step, with a memo:
-  std::vector<TileOf> unknown_tiles_;
-  std::vector<int32_t> tile_keys_;       // of the changed ones, unknown first
-  std::vector<uint64_t> changed_tiles_;  // bits, by stream
-  PixelMask wanted_;
+  // Content reuse: the sums of tiles, by the number of what they show.
+  LazyBuffer<float> tile_sums_;
+  std::vector<uint64_t> changed_tiles_;  // bits of [streams, tiles]
+
+  enum class Recording { kNone, kAsked, kRunning };
+  Recording recording_ = Recording::kNone;
+  std::unique_ptr<EpisodeRecorder> recorder_;  // null if it was cut short
 
   NetworkStats stats_;
   // Of late, to see whether content reuse pays: multiply-adds at changed

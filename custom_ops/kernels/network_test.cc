@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "custom_ops/kernels/episode.h"
 #include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/reference.h"
 #include "custom_ops/kernels/structure.h"
@@ -167,7 +168,7 @@ void TestStructure(Reuse reuse) {
       width = windows.back().out_width;
     }
     Structure structure(frame, windows,
-                        std::vector<int64_t>(windows.size() + 1, 20000),
+                        std::vector<int64_t>(windows.size() + 1, 20000), 0,
                         random.Pick<uint64_t>({~uint64_t{}, 3}));
     structure.Restart(reuse);
     Video video(frame, random.Int(1, 3), i);
@@ -214,6 +215,12 @@ void TestStructure(Reuse reuse) {
           std::map<std::vector<int32_t>, int32_t> id_of;
           std::map<int32_t, std::vector<int32_t>> content_of;
           for (int64_t at = 0; at < count; ++at) {
+            // What no window looks at is left alone.
+            const int64_t x = at % map.width;
+            const bool stale =
+                map.stale.line(at / map.width)[x / 64] >> (x % 64) & 1;
+            CHECK(!stale || (m > 0 && m < windows.size()));
+            if (stale) continue;
             const auto a = id_of.emplace(contents[at], ids[m][at]);
             CHECK(a.first->second == ids[m][at]);
             const auto b = content_of.emplace(ids[m][at], contents[at]);
@@ -320,9 +327,9 @@ void TestTiles() {
   }
 }
 
-// Whatever is wanted of it, and when: a position shows the row that it would
-// show if all had been brought up to date at once.
-void TestRefresh() {
+// With tiles, fewer positions are looked at: these show the rows that they show
+// without, up to their numbers, and tiles are equal as their pixels are.
+void TestNewTiles() {
   Random random(9);
   for (int i = 0; i < 40; ++i) {
     const FrameShape frame = RandomFrame(&random);
@@ -334,31 +341,114 @@ void TestRefresh() {
       width = windows.back().out_width;
     }
     const std::vector<int64_t> max_rows(windows.size() + 1, 20000);
-    Structure eager(frame, windows, max_rows), lazy(frame, windows, max_rows);
+    const int64_t max_tiles = random.Pick<int64_t>({3, 30, 5000});
+    Structure all(frame, windows, max_rows, 0);
+    Structure some(frame, windows, max_rows, max_tiles,
+                   random.Pick<uint64_t>({~uint64_t{}, 3}));
+    const Tiles& tiles = some.tiles();
     Video video(frame, random.Int(1, 3), i);
-    std::map<int32_t, int32_t> lazy_of, eager_of;  // the same rows' numbers
-    for (int step = 0; step < 10; ++step, video.Next()) {
-      CHECK(eager.Step(video.data(), video.streams(), Serial));
-      CHECK(lazy.Update(video.data(), video.streams(), Serial));
-      PixelMask wanted;
-      wanted.Resize(video.streams() * height, width);
-      const int64_t percent = random.Pick<int64_t>({0, 5, 50, 100});
-      for (int64_t at = 0; at < video.streams() * height * width; ++at) {
-        if (random.Chance(percent)) wanted.Set(at / width, at % width);
+    std::map<int32_t, int32_t> row_in_all, row_in_some;
+    std::map<int32_t, std::vector<int32_t>> shown;  // by number
+    for (int step = 0; step < 12; ++step, video.Next()) {
+      if (random.Chance(10)) {
+        const int64_t stream = random.Int(0, 3);
+        all.Reset(stream);
+        some.Reset(stream);
       }
-      CHECK(lazy.Refresh(&wanted));
-      for (const int32_t at : lazy.maps().back().positions) {
-        CHECK(wanted.line(at / width)[at % width / 64] >> (at % width % 64) &
-              1);
+      CHECK(all.Step(video.data(), video.streams(), Serial));
+      CHECK(some.Step(video.data(), video.streams(), Serial));
+      std::vector<bool> listed(video.streams() * height * width, false);
+      for (const int32_t at : some.maps().back().positions) listed[at] = true;
+      for (const auto& change : some.changed_tiles()) {
+        const bool is_new = change.id < 0 || change.id >= some.first_new_tile();
+        CHECK(change.id < max_tiles);
+        std::vector<int32_t> rows = {change.tile};
+        tiles.ForEachPosition(change.tile, [&](int64_t position, int64_t) {
+          const int64_t at = change.stream * height * width + position;
+          const int32_t row = all.id(windows.size(), at);
+          rows.push_back(row);
+          CHECK(is_new || !listed[at]);
+          if (!is_new) return;
+          const int32_t same = some.id(windows.size(), at);
+          CHECK(row_in_some.emplace(row, same).first->second == same);
+          CHECK(row_in_all.emplace(same, row).first->second == row);
+        });
+        // The table has been cleared, and counts from 0 again.
+        if (change.id < 0 || some.first_new_tile() == 0) shown.clear();
+        if (change.id >= 0) {
+          CHECK(shown.emplace(change.id, rows).first->second == rows);
+        }
       }
-      std::vector<int32_t> positions;
-      wanted.Append(0, video.streams() * height, &positions);
-      for (const int32_t at : positions) {
-        const int32_t a = eager.id(windows.size(), at);
-        const int32_t b = lazy.id(windows.size(), at);
-        CHECK(lazy_of.emplace(a, b).first->second == b);
-        CHECK(eager_of.emplace(b, a).first->second == a);
+    }
+  }
+}
+
+// What a recording says of each frame is what the frame alone says.
+void TestEpisodes() {
+  Random random(11);
+  for (int i = 0; i < 40; ++i) {
+    const FrameShape frame = RandomFrame(&random);
+    std::vector<Window> windows;
+    int64_t height = frame.height, width = frame.width;
+    for (int64_t k = random.Int(0, 3); k > 0; --k) {
+      windows.push_back(RandomWindow(&random, height, width));
+      height = windows.back().out_height;
+      width = windows.back().out_width;
+    }
+    const std::vector<int64_t> max_rows(windows.size() + 1, 20000);
+    Structure structure(frame, windows, max_rows,
+                        random.Pick<int64_t>({0, 3, 5000}));
+    Structure plain(frame, windows, max_rows, 0);
+    const Tiles& tiles = structure.tiles();
+    EpisodeRecorder recorder(tiles, 20000);
+    Video video(frame, random.Int(1, 3), i);
+    // By stream and frame, and position: the row of `plain`.
+    std::vector<std::vector<std::vector<int32_t>>> want;
+    for (int step = random.Int(0, 3); step < 12; ++step, video.Next()) {
+      CHECK(structure.Step(video.data(), video.streams(), Serial));
+      CHECK(recorder.Add(structure));
+      CHECK(plain.Step(video.data(), video.streams(), Serial));
+      want.resize(std::max<size_t>(want.size(), video.streams()));
+      for (int64_t n = 0; n < video.streams(); ++n) {
+        want[n].emplace_back();
+        for (int64_t at = 0; at < height * width; ++at) {
+          want[n].back().push_back(
+              plain.id(windows.size(), n * height * width + at));
+        }
       }
+    }
+    std::vector<Pair> pairs;
+    std::vector<int32_t> contents;
+    std::vector<Run> runs;
+    recorder.Finish(&pairs, &contents, &runs);
+    std::vector<std::vector<int32_t>> frames;
+    for (size_t n = 0; n < want.size(); ++n) {
+      CHECK(recorder.frames()[n] == static_cast<int32_t>(want[n].size()));
+      frames.insert(frames.end(), want[n].begin(), want[n].end());
+    }
+    std::map<std::pair<int32_t, int32_t>, int> distinct;
+    for (size_t k = 0; k < pairs.size(); ++k) {
+      CHECK(k == 0 || pairs[k - 1].position <= pairs[k].position);
+      const int times = ++distinct[{pairs[k].position, pairs[k].row}];
+      CHECK(times == 1);
+    }
+    std::vector<std::vector<int>> count(frames.size());
+    for (auto& line : count) line.assign(height * width, 0);
+    std::map<int32_t, int32_t> row_in_plain;
+    for (const Run& run : runs) {
+      for (int32_t t = run.begin; t < run.end; ++t) {
+        for (int64_t k = 0; k < Tiles::kPositions; ++k) {
+          const int32_t pair = contents[run.content * Tiles::kPositions + k];
+          if (pair < 0) continue;
+          const Pair& at = pairs[pair];
+          ++count[t][at.position];
+          const int32_t row = frames[t][at.position];
+          CHECK(row_in_plain.emplace(at.row, row).first->second == row);
+        }
+      }
+    }
+    for (const auto& line : count) {
+      for (const int times : line) CHECK(times == 1);
     }
   }
 }
@@ -543,12 +633,12 @@ bool Near(float got, float want) {
 
 Network::Options Options(Reuse reuse, int64_t max_rows = 20000,
                          uint64_t hash_mask = ~uint64_t{},
-                         int64_t memo_bytes = 1 << 16) {
+                         int64_t tile_bytes = 1 << 16) {
   Network::Options options;
   options.reuse = reuse;
   options.max_rows = max_rows;
   options.hash_mask = hash_mask;
-  options.memo_bytes = memo_bytes;
+  options.tile_bytes = tile_bytes;
   return options;
 }
 
@@ -741,7 +831,8 @@ int Main() {
   TestStructure(Reuse::kContent);
   TestStructure(Reuse::kTemporal);
   TestTiles();
-  TestRefresh();
+  TestNewTiles();
+  TestEpisodes();
   TestNetworks(40);
   TestCollisionsChangeNothing();
   TestThreads();

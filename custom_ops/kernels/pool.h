@@ -9,14 +9,17 @@
 
 namespace reuse_tf {
 
-// Pooling over rows: out[i, :] = the maximum or the mean of the rows
+enum class Pooling { kMax, kMean, kSum };
+
+// Pooling over rows: out[i, :] = the maximum, the mean or the sum of the rows
 // patches[i, 0:taps], those of -1 left out.
-inline void PoolPatches(bool max, const float* rows, int64_t channels,
+inline void PoolPatches(Pooling kind, const float* rows, int64_t channels,
                         const int32_t* patches, int64_t taps, int64_t count,
                         float* out) {
+  const bool max = kind == Pooling::kMax;
   for (int64_t i = 0; i < count; ++i, patches += taps, out += channels) {
     // As in TensorFlow, a maximum passes over NaN, and is finite at least.
-    if (max) std::fill_n(out, channels, std::numeric_limits<float>::lowest());
+    std::fill_n(out, channels, max ? std::numeric_limits<float>::lowest() : 0);
     int64_t inside = 0;
     for (int64_t t = 0; t < taps; ++t) {
       if (patches[t] < 0) continue;
@@ -31,7 +34,7 @@ inline void PoolPatches(bool max, const float* rows, int64_t channels,
         for (int64_t c = 0; c < channels; ++c) out[c] += row[c];
       }
     }
-    if (!max) {
+    if (kind == Pooling::kMean) {
       for (int64_t c = 0; c < channels; ++c) out[c] /= inside;
     }
   }
@@ -39,11 +42,11 @@ inline void PoolPatches(bool max, const float* rows, int64_t channels,
 
 // Adds the gradient of that to rows_gradient, which holds zeros before. That of
 // a maximum goes to the first row that has it.
-inline void PoolGradients(bool max, const float* rows, int64_t channels,
+inline void PoolGradients(Pooling kind, const float* rows, int64_t channels,
                           const int32_t* patches, int64_t taps, int64_t count,
                           const float* gradient, float* rows_gradient) {
   for (int64_t i = 0; i < count; ++i, patches += taps, gradient += channels) {
-    if (max) {
+    if (kind == Pooling::kMax) {
       for (int64_t c = 0; c < channels; ++c) {
         int32_t best = -1;
         for (int64_t t = 0; t < taps; ++t) {
@@ -57,12 +60,14 @@ inline void PoolGradients(bool max, const float* rows, int64_t channels,
       }
       continue;
     }
-    int64_t inside = 0;
-    for (int64_t t = 0; t < taps; ++t) inside += patches[t] >= 0;
+    int64_t parts = 1;
+    if (kind == Pooling::kMean) {
+      parts = taps - std::count(patches, patches + taps, -1);
+    }
     for (int64_t t = 0; t < taps; ++t) {
       if (patches[t] < 0) continue;
       float* row = rows_gradient + patches[t] * channels;
-      for (int64_t c = 0; c < channels; ++c) row[c] += gradient[c] / inside;
+      for (int64_t c = 0; c < channels; ++c) row[c] += gradient[c] / parts;
     }
   }
 }

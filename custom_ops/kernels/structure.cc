@@ -11,6 +11,9 @@ namespace {
 // A pixel of one byte is its own id.
 constexpr int64_t kByteValues = 256;
 
+// Tiles over more pixels than these words hold are seldom seen twice.
+constexpr int64_t kMaxTileWords = 1024;
+
 bool IsByte(const FrameShape& frame) {
   return frame.bytes && frame.channels == 1;
 }
@@ -19,12 +22,15 @@ bool IsByte(const FrameShape& frame) {
 
 Structure::Structure(const FrameShape& frame,
                      const std::vector<Window>& windows,
-                     std::vector<int64_t> max_rows, uint64_t hash_mask)
+                     std::vector<int64_t> max_rows, int64_t max_tiles,
+                     uint64_t hash_mask)
     : frame_(frame),
       windows_(windows),
       max_rows_(std::move(max_rows)),
       hash_mask_(hash_mask),
-      maps_(windows.size() + 1) {
+      maps_(windows.size() + 1),
+      tiles_(frame, windows),
+      max_tiles_(tiles_.key_words() <= kMaxTileWords ? max_tiles : 0) {
   maps_[0].height = frame.height;
   maps_[0].width = frame.width;
   for (size_t i = 0; i < windows.size(); ++i) {
@@ -37,6 +43,14 @@ Structure::Structure(const FrameShape& frame,
 void Structure::Restart(Reuse reuse) {
   reuse_ = reuse;
   fresh_.assign(fresh_.size(), true);
+  if (reuse == Reuse::kTemporal || max_tiles_ == 0) {
+    tile_table_.reset();
+  } else if (tile_table_ != nullptr) {
+    tile_table_->Clear();
+  } else {
+    tile_table_ = std::make_unique<InternTable>(tiles_.key_words(), max_tiles_,
+                                                hash_mask_);
+  }
   for (size_t i = 0; i < maps_.size(); ++i) {
     Map& map = maps_[i];
     if (reuse == Reuse::kTemporal) {
@@ -57,8 +71,8 @@ void Structure::Restart(Reuse reuse) {
   }
 }
 
-bool Structure::Update(const uint8_t* frames, int64_t streams,
-                       const ParallelFor& parallel) {
+bool Structure::Step(const uint8_t* frames, int64_t streams,
+                     const ParallelFor& parallel) {
   if (streams != this->streams()) {
     fresh_.resize(streams, true);
     seen_.resize(streams * frame_.pixels() * frame_.pixel_size());
@@ -69,11 +83,22 @@ bool Structure::Update(const uint8_t* frames, int64_t streams,
   }
   had_fresh_ = std::find(fresh_.begin(), fresh_.end(), true) != fresh_.end();
   if (!UpdatePixels(frames, parallel)) return false;
+  UpdateWindows();
+  fresh_.assign(streams, false);
+  // Under temporal reuse a row shows what was last computed of it.
+  if (reuse_ == Reuse::kTemporal) return Refresh(nullptr);
+  UpdateTiles();
+  return Refresh(&wanted_);
+}
+
+void Structure::UpdateWindows() {
+  const bool any = !maps_[0].positions.empty();
+  // Pixels are always up to date, but may be what is looked at.
+  if (maps_.size() == 1) maps_[0].stale.Add(maps_[0].changed);
   for (size_t i = 1; i < maps_.size(); ++i) {
     Map& map = maps_[i];
-    map.changed.Resize(streams * map.height, map.width);
-    if (maps_[0].positions.empty()) continue;
-    for (int64_t n = 0; n < streams; ++n) {
+    map.changed.Resize(streams() * map.height, map.width);
+    for (int64_t n = 0; any && n < streams(); ++n) {
       if (fresh_[n]) {
         // Even where nothing but padding lies under the window.
         for (int64_t y = 0; y < map.height; ++y) {
@@ -84,16 +109,50 @@ bool Structure::Update(const uint8_t* frames, int64_t streams,
                          &map.changed);
       }
     }
+    map.stale.Add(map.changed);
   }
-  for (Map& map : maps_) map.stale.Add(map.changed);
-  fresh_.assign(streams, false);
-  return true;
+}
+
+void Structure::UpdateTiles() {
+  const Map& map = maps_.back();
+  const int64_t words = tiles_.key_words();
+  changed_tiles_.clear();
+  for (int64_t n = 0; n < streams(); ++n) {
+    tiles_.ForEach(map.changed, n, [&](int64_t tile) {
+      changed_tiles_.push_back(
+          {static_cast<int32_t>(n), static_cast<int32_t>(tile), -1});
+    });
+  }
+  const int64_t count = changed_tiles_.size();
+  first_new_tile_ = 0;
+  if (tile_table_ != nullptr) {
+    first_new_tile_ = tile_table_->size();
+    tile_keys_.resize(count * words);
+    tile_ids_.resize(count);
+    int32_t* key = tile_keys_.data();
+    for (const TileChange& change : changed_tiles_) {
+      tiles_.Key(
+          change.tile,
+          seen_.data() + change.stream * frame_.pixels() * frame_.pixel_size(),
+          key);
+      key += words;
+    }
+    if (tile_table_->Intern(tile_keys_.data(), count, tile_ids_.data())) {
+      for (int64_t i = 0; i < count; ++i) changed_tiles_[i].id = tile_ids_[i];
+    } else {
+      tile_table_->Clear();
+    }
+  }
+  wanted_.Resize(streams() * map.height, map.width);
+  for (const TileChange& change : changed_tiles_) {
+    if (change.id < 0 || change.id >= first_new_tile_) {
+      tiles_.Mark(change.tile, change.stream, &wanted_);
+    }
+  }
 }
 
 bool Structure::Refresh(const PixelMask* wanted) {
   const int64_t last = maps_.size() - 1;
-  // The pixels are always up to date. They are gone through here if they are
-  // what is wanted.
   const int64_t first = std::min<int64_t>(1, last);
   for (int64_t i = last; i >= first; --i) {
     Map& map = maps_[i];

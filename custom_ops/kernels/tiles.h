@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/structure.h"
 #include "custom_ops/kernels/window.h"
 
 namespace reuse_tf {
@@ -51,17 +50,26 @@ class Tiles {
   }
 
   int64_t count() const { return rows_ * columns_; }
-  // For each position, its place if they are numbered tile by tile, kPositions
+  // Calls f(position, place) for the positions of a tile within the map, place
+  // counting those of the tile line by line, [0, kPositions).
+  template <typename F>
+  void ForEachPosition(int64_t tile, const F& f) const {
+    const int64_t top = tile / columns_ * kSide;
+    const int64_t left = tile % columns_ * kSide;
+    for (int64_t y = top; y < std::min(top + kSide, height_); ++y) {
+      for (int64_t x = left; x < std::min(left + kSide, width_); ++x) {
+        f(y * width_ + x, (y - top) * kSide + x - left);
+      }
+    }
+  }
+  // For each position, its number if they are counted tile by tile, kPositions
   // for each tile.
   std::vector<int32_t> Order() const {
-    std::vector<int32_t> order;
-    for (int64_t y = 0; y < height_; ++y) {
-      for (int64_t x = 0; x < width_; ++x) {
-        const int64_t tile = y / kSide * columns_ + x / kSide;
-        order.push_back(
-            static_cast<int32_t>((tile * kSide + y % kSide) * kSide) +
-            static_cast<int32_t>(x % kSide));
-      }
+    std::vector<int32_t> order(height_ * width_);
+    for (int64_t tile = 0; tile < count(); ++tile) {
+      ForEachPosition(tile, [&](int64_t position, int64_t place) {
+        order[position] = static_cast<int32_t>(tile * kPositions + place);
+      });
     }
     return order;
   }

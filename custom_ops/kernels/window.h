@@ -8,6 +8,15 @@
 
 namespace reuse_tf {
 
+// The frames that come in.
+struct FrameShape {
+  int64_t height = 0, width = 0, channels = 0;
+  bool bytes = false;  // uint8, or else float
+
+  int64_t pixels() const { return height * width; }
+  int64_t pixel_size() const { return channels * (bytes ? 1 : 4); }
+};
+
 struct Window {
   int64_t height = 0, width = 0;  // of the input
   int64_t kernel_height = 1, kernel_width = 1;

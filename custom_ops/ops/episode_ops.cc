@@ -9,6 +9,7 @@
 #include "custom_ops/kernels/pool.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/program.h"
+#include "custom_ops/ops/structure_outputs.h"
 #include "tensorflow/core/framework/op.h"
 
 namespace reuse_tf {
@@ -47,17 +48,13 @@ REGISTER_OP("ReuseTF>VideoStructure")
     .Input("frames: T")
     .Output("pixels: float")
     .Output("pairs: int32")
+    .Output("contents: int32")
     .Output("runs: int32")
     .Output("patches: num_stages * int32")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle frames;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &frames));
-      c->set_output(0, c->Matrix(c->UnknownDim(), c->Dim(frames, 3)));
-      c->set_output(1, c->Matrix(c->UnknownDim(), 2));
-      c->set_output(2, c->Matrix(c->UnknownDim(), 3));
-      for (int i = 3; i < c->num_outputs(); ++i) {
-        c->set_output(i, c->UnknownShapeOfRank(2));
-      }
+      SetStructureShapes(c, c->Dim(frames, 3));
       return absl::OkStatus();
     })
     .Doc(R"doc(
@@ -68,8 +65,9 @@ frames: [T, H, W, C].
 pixels: The distinct pixels, [U, C].
 pairs: The distinct (position, row) pairs of the last map, ordered by position,
   [D, 2].
-runs: That a pair holds: pair, first frame, last frame + 1; ordered by pair,
-  [K, 3].
+contents: What a tile of positions shows, as pairs; -1 where it reaches beyond
+  the map, [E, 16].
+runs: That a tile shows a content: content, first frame, last frame + 1, [K, 3].
 patches: For each window the distinct patches, as ids of the rows before,
   [M, taps]; -1 is padding.
 )doc");
@@ -117,7 +115,7 @@ The gradients of PatchProduct, without bias and relu, for rows and kernel.
 )doc");
 
 REGISTER_OP("ReuseTF>PatchPool")
-    .Attr("max: bool")
+    .Attr("kind: {'max', 'mean', 'sum'}")
     .Input("rows: float")
     .Input("patches: int32")
     .Output("pooled: float")
@@ -129,7 +127,8 @@ REGISTER_OP("ReuseTF>PatchPool")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-A pooling over rows: the maximum or the mean of each patch, padding left out.
+A pooling over rows: the maximum, the mean or the sum of each patch, padding
+left out.
 
 rows: [U, C].
 patches: [M, taps], each in [-1, U).
@@ -137,7 +136,7 @@ pooled: [M, C].
 )doc");
 
 REGISTER_OP("ReuseTF>PatchPoolGrad")
-    .Attr("max: bool")
+    .Attr("kind: {'max', 'mean', 'sum'}")
     .Input("rows: float")
     .Input("patches: int32")
     .Input("gradient: float")
@@ -197,8 +196,8 @@ REGISTER_OP("ReuseTF>RunSum")
     .Doc(R"doc(
 The sum, at each frame, of the values whose runs hold.
 
-values: By pair, [D, units].
-runs: (pair, first frame, last frame + 1), [K, 3].
+values: By content, [E, units].
+runs: (content, first frame, last frame + 1), [K, 3].
 num_frames: T.
 sums: [T, units].
 )doc");
@@ -210,7 +209,7 @@ REGISTER_OP("ReuseTF>RunSumGrad")
     .Output("values_gradient: float")
     .SetShapeFn(Ranks<2>)
     .Doc(R"doc(
-The gradient of RunSum: for each pair the sum of the gradient over its runs.
+The gradient of RunSum: for each content the sum of the gradient over its runs.
 )doc");
 
 absl::Status Mismatch(const char* name, const char* expected,
@@ -261,68 +260,23 @@ class VideoStructureOp : public OpKernel {
       windows.push_back(stage.window);
       max_rows.push_back(most(stage.window.positions()));
     }
-    Structure structure(shape, windows, max_rows);
-    EpisodeRecorder recorder(structure.maps().back().pixels());
+    // At most as many tiles as frames hold: what does not fit is not numbered.
+    const Tiles tiles(shape, windows);
+    const int64_t most_tiles =
+        std::min<int64_t>(tiles.count() * count, INT32_MAX);
+    Structure structure(shape, windows, max_rows, most_tiles);
+    EpisodeRecorder recorder(tiles, most_tiles);
     const auto* bytes = static_cast<const uint8_t*>(frames.data());
     const int64_t size = shape.pixels() * shape.pixel_size();
     const ParallelFor parallel = OpThreads(context);
     for (int64_t t = 0; t < count; ++t) {
-      OP_REQUIRES(context, structure.Step(bytes + t * size, 1, parallel),
+      OP_REQUIRES(context,
+                  structure.Step(bytes + t * size, 1, parallel) &&
+                      recorder.Add(structure),
                   absl::ResourceExhaustedError(
                       "frames have more than 2^31 - 1 distinct patches"));
-      recorder.Add(structure);
     }
-    OP_REQUIRES_OK(context, OutputPixels(context, structure, count));
-    std::vector<Pair> pairs;
-    std::vector<Run> runs;
-    recorder.Finish(&pairs, &runs);
-    OP_REQUIRES_OK(context, Output(context, 1, pairs.size(), 2, pairs.data()));
-    OP_REQUIRES_OK(context, Output(context, 2, runs.size(), 3, runs.data()));
-    for (size_t i = 0; i < windows.size(); ++i) {
-      const InternTable& table = *structure.maps()[i + 1].table;
-      OP_REQUIRES_OK(context, Output(context, 3 + i, table.size(),
-                                     table.words(), table.key(0)));
-    }
-  }
-
-  static absl::Status Output(OpKernelContext* context, int index, int64_t rows,
-                             int64_t width, const void* data) {
-    Tensor* out = nullptr;
-    TF_RETURN_IF_ERROR(context->allocate_output(index, {rows, width}, &out));
-    if (rows > 0) {
-      std::memcpy(out->flat<int32_t>().data(), data,
-                  rows * width * sizeof(int32_t));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status OutputPixels(OpKernelContext* context,
-                            const Structure& structure, int64_t count) {
-    const int64_t channels = spec_.frame.channels;
-    const InternTable* table = structure.maps()[0].table.get();
-    // Pixels of one byte are not interned: each of the 256 is its own id.
-    const int64_t pixels = table != nullptr ? table->size()
-                           : count > 0      ? 256
-                                            : 0;
-    Tensor* out = nullptr;
-    TF_RETURN_IF_ERROR(context->allocate_output(0, {pixels, channels}, &out));
-    float* to = out->flat<float>().data();
-    for (int64_t i = 0; i < pixels; ++i, to += channels) {
-      if (table == nullptr) {
-        *to = i;
-        continue;
-      }
-      T values[64];
-      for (int64_t c = 0; c < channels; c += 64) {
-        const int64_t size = std::min<int64_t>(64, channels - c);
-        std::memcpy(
-            values,
-            reinterpret_cast<const uint8_t*>(table->key(i)) + c * sizeof(T),
-            size * sizeof(T));
-        std::copy(values, values + size, to + c);
-      }
-    }
-    return absl::OkStatus();
+    OutputStructure(context, shape, structure, &recorder);
   }
 
   NetworkSpec spec_;
@@ -434,7 +388,11 @@ template <bool kGradient>
 class PatchPoolOp : public OpKernel {
  public:
   explicit PatchPoolOp(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("max", &max_));
+    std::string kind;
+    OP_REQUIRES_OK(context, context->GetAttr("kind", &kind));
+    kind_ = kind == "max"    ? Pooling::kMax
+            : kind == "mean" ? Pooling::kMean
+                             : Pooling::kSum;
   }
 
   void Compute(OpKernelContext* context) override {
@@ -451,21 +409,20 @@ class PatchPoolOp : public OpKernel {
                   Mismatch("gradient", "[M, C]", gradient));
       OP_REQUIRES_OK(context, context->allocate_output(0, rows.shape(), &out));
       out->flat<float>().setZero();
-      PoolGradients(max_, rows.flat<float>().data(), channels,
+      PoolGradients(kind_, rows.flat<float>().data(), channels,
                     patches.flat<int32_t>().data(), patches.dim_size(1), count,
                     gradient.flat<float>().data(), out->flat<float>().data());
     } else {
       OP_REQUIRES_OK(context,
                      context->allocate_output(0, {count, channels}, &out));
-      out->flat<float>().setZero();
-      PoolPatches(max_, rows.flat<float>().data(), channels,
+      PoolPatches(kind_, rows.flat<float>().data(), channels,
                   patches.flat<int32_t>().data(), patches.dim_size(1), count,
                   out->flat<float>().data());
     }
   }
 
  private:
-  bool max_ = false;
+  Pooling kind_ = Pooling::kMax;
 };
 
 // PairProduct and its gradient.
@@ -552,12 +509,12 @@ class RunSumOp : public OpKernel {
         reinterpret_cast<const Run*>(runs.flat<int32_t>().data());
     for (int64_t i = 0; i < count; ++i) {
       OP_REQUIRES(context,
-                  list[i].pair >= 0 && list[i].pair < values &&
+                  list[i].content >= 0 && list[i].content < values &&
                       list[i].begin >= 0 && list[i].begin <= list[i].end &&
                       list[i].end <= frames,
                   absl::InvalidArgumentError(absl::StrCat(
-                      "runs must be (pair, begin, end) within ", values,
-                      " values and ", frames, " frames, got (", list[i].pair,
+                      "runs must be (content, begin, end) within ", values,
+                      " values and ", frames, " frames, got (", list[i].content,
                       ", ", list[i].begin, ", ", list[i].end, ") at ", i)));
     }
     Tensor* out = nullptr;

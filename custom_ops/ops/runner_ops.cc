@@ -10,6 +10,7 @@
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/held_weight.h"
 #include "custom_ops/ops/program.h"
+#include "custom_ops/ops/structure_outputs.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 
@@ -84,6 +85,40 @@ REGISTER_OP("ReuseTF>RunnerReset")
 Forgets some streams, or, if `streams` is empty, everything.
 
 streams: The streams to forget, [M].
+)doc");
+
+REGISTER_OP("ReuseTF>RunnerRecord")
+    .Input("state: resource")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle scalar;
+      return c->WithRank(c->input(0), 0, &scalar);
+    })
+    .Doc(R"doc(
+Records the structure of all steps from the next one on.
+)doc");
+
+REGISTER_OP("ReuseTF>RunnerRecording")
+    .Attr("num_stages: int >= 0")
+    .Input("state: resource")
+    .Output("pixels: float")
+    .Output("pairs: int32")
+    .Output("contents: int32")
+    .Output("runs: int32")
+    .Output("patches: num_stages * int32")
+    .Output("frames: int32")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle scalar;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 0, &scalar));
+      SetStructureShapes(c, c->UnknownDim());
+      c->set_output(c->num_outputs() - 1, c->UnknownShapeOfRank(1));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+Ends a recording: what VideoStructure would say of the streams, one after the
+other, and the number of frames of each. All is empty if there is nothing, or if
+the tables were cleared while it was under way.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerStats")
@@ -276,6 +311,67 @@ class RunnerResetOp : public OpKernel {
   }
 };
 
+class RunnerRecordOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* context) override {
+    RefCountPtr<RunnerState> state;
+    OP_REQUIRES_OK(context, GetState(context, &state));
+    state->WithNetwork([](Network& network) { network.Record(); });
+  }
+};
+
+class RunnerRecordingOp : public OpKernel {
+ public:
+  explicit RunnerRecordingOp(OpKernelConstruction* context)
+      : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("num_stages", &stages_));
+  }
+
+  void Compute(OpKernelContext* context) override {
+    RefCountPtr<RunnerState> state;
+    OP_REQUIRES_OK(context, GetState(context, &state));
+    const NetworkSpec& spec = state->spec();
+    OP_REQUIRES(context, stages_ == static_cast<int64_t>(spec.stages.size()),
+                absl::InvalidArgumentError(
+                    absl::StrCat("num_stages must be that of the program, ",
+                                 spec.stages.size(), ", got ", stages_)));
+    try {
+      state->WithNetwork([&](Network& network) {
+        const auto recorder = network.TakeRecording();
+        static const std::vector<int32_t> kNone;
+        const std::vector<int32_t>& frames =
+            recorder == nullptr ? kNone : recorder->frames();
+        Tensor* out = nullptr;
+        OP_REQUIRES_OK(context,
+                       context->allocate_output(
+                           context->num_outputs() - 1,
+                           {static_cast<int64_t>(frames.size())}, &out));
+        std::copy(frames.begin(), frames.end(), out->flat<int32_t>().data());
+        if (recorder != nullptr) {
+          OutputStructure(context, spec.frame, network.structure(),
+                          recorder.get());
+          return;
+        }
+        OutputPixels(context, spec.frame, nullptr, 0);
+        OutputIds(context, 1, 0, 2, nullptr);
+        OutputIds(context, 2, 0, Tiles::kPositions, nullptr);
+        OutputIds(context, 3, 0, 3, nullptr);
+        for (size_t i = 0; i < spec.stages.size(); ++i) {
+          OutputIds(context, 4 + static_cast<int>(i), 0,
+                    spec.stages[i].window.taps(), nullptr);
+        }
+      });
+    } catch (const std::bad_alloc&) {
+      context->CtxFailure(
+          absl::ResourceExhaustedError("no memory for the recording"));
+    }
+  }
+
+ private:
+  int64_t stages_ = 0;
+};
+
 class RunnerStatsOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
@@ -335,6 +431,12 @@ REGISTER_KERNEL_BUILDER(Name("ReuseTF>RunnerStep")
                         RunnerStepOp<uint8_t>);
 REGISTER_KERNEL_BUILDER(
     Name("ReuseTF>RunnerReset").Device(tensorflow::DEVICE_CPU), RunnerResetOp);
+REGISTER_KERNEL_BUILDER(
+    Name("ReuseTF>RunnerRecord").Device(tensorflow::DEVICE_CPU),
+    RunnerRecordOp);
+REGISTER_KERNEL_BUILDER(
+    Name("ReuseTF>RunnerRecording").Device(tensorflow::DEVICE_CPU),
+    RunnerRecordingOp);
 REGISTER_KERNEL_BUILDER(
     Name("ReuseTF>RunnerStats").Device(tensorflow::DEVICE_CPU), RunnerStatsOp);
 
