@@ -306,19 +306,35 @@ def convert(model):
     Raises:
         ValueError: If `model` is not such a model.
     """
+    return _copy(model, _TWINS)
+
+
+def plain(model):
+    """Replaces each incremental layer of a model by its plain twin.
+
+    The inverse of `convert`, with the same argument, result and errors.
+    """
+    return _copy(model, {twin: cls for cls, twin in _TWINS.items()})
+
+
+def _copy(model, twins):
+    """Copies a model with layers of the classes that `twins` maps theirs to."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             f"Expected `model` to be a Keras model. Received: {model!r}"
         )
 
     def twin(layer):
-        cls = _TWINS.get(type(layer))
-        if cls is None or getattr(layer, "quantization_mode", None):
+        config = layer.get_config()
+        cls = twins.get(type(layer), type(layer))
+        if getattr(layer, "quantization_mode", None):
             cls = type(layer)
-        return cls.from_config(layer.get_config())
+        if cls is keras.layers.Conv2D:
+            config.pop("threshold", None)  # The incremental one's alone.
+        return cls.from_config(config)
 
     try:
-        converted = keras.models.clone_model(
+        copy = keras.models.clone_model(
             model, clone_function=twin, recursive=True
         )
     except ValueError as error:
@@ -328,5 +344,5 @@ def convert(model):
             f"{model.__class__.__name__} {model.name!r}: {error}"
         ) from error
     if model.built:
-        converted.set_weights(model.get_weights())
-    return converted
+        copy.set_weights(model.get_weights())
+    return copy

@@ -8,7 +8,12 @@ import os
 
 import keras
 
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense, convert
+from reuse_tf.layers import (
+    IncrementalConv2D,
+    IncrementalDense,
+    convert,
+    plain,
+)
 from reuse_tf.run_directory import newest_policy
 
 
@@ -80,34 +85,6 @@ def build_policy(
         ],
         name="policy",
     )
-
-
-def plain(model):
-    """Copies a model with plain layers for its incremental ones.
-
-    The inverse of `reuse_tf.convert`.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        A model of the same structure, names and weights, in which each
-        `IncrementalConv2D` is a `Conv2D` and each `IncrementalDense` a
-        `Dense`.
-    """
-
-    def twin(layer):
-        config = layer.get_config()
-        if isinstance(layer, IncrementalConv2D):
-            del config["threshold"]
-            return keras.layers.Conv2D.from_config(config)
-        if isinstance(layer, IncrementalDense):
-            return keras.layers.Dense.from_config(config)
-        return type(layer).from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=twin, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def load_policy(path, input_shape, num_actions, incremental=True):

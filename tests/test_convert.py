@@ -1,4 +1,4 @@
-"""convert(): a plain model becomes an incremental one."""
+"""convert(): a plain model becomes an incremental one. plain(): the inverse."""
 
 import keras
 import numpy as np
@@ -7,6 +7,7 @@ import tensorflow as tf
 from cases import assert_close
 
 from reuse_tf import IncrementalConv2D, IncrementalDense, convert
+from reuse_tf.layers import plain
 
 SHAPE = (10, 9, 3)
 
@@ -140,6 +141,23 @@ class TestModels:
             assert getattr(new, "threshold", None) == (
                 getattr(old, "threshold", None)
             )
+
+    def test_plain_undoes_it(self, make):
+        model = make()
+        _randomize(model)
+        converted = convert(model)
+        for layer in _layers(converted):
+            if isinstance(layer, IncrementalConv2D):
+                layer.threshold = 0.5
+        undone = plain(converted)
+        for old, new in zip(_layers(model), _layers(undone), strict=True):
+            assert type(new) is type(old)
+            if not isinstance(old, keras.layers.InputLayer):
+                assert new.get_config() == old.get_config()
+        for got, want in zip(
+            undone.get_weights(), model.get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(got, want)
 
     def test_can_be_saved_and_trained(self, make, tmp_path):
         converted = convert(make())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.policy import build_policy, load_policy, plain, sample
+from reuse_tf.policy import build_policy, load_policy, sample
 
 SHAPE, ACTIONS = (20, 16, 1), 6
 
@@ -85,24 +85,6 @@ def test_bad_arguments_are_named(arguments):
     arguments = {"input_shape": SHAPE, "num_actions": ACTIONS, **arguments}
     with pytest.raises(ValueError, match=f"`{name}` must .* Received: {name}="):
         build_policy(**arguments)
-
-
-def test_plain_has_no_incremental_layer(frames):
-    model = build_policy(SHAPE, ACTIONS, (4, 8))
-    copy = plain(model)
-    assert [type(layer) for layer in copy.layers] == [
-        type(layer)
-        for layer in build_policy(
-            SHAPE, ACTIONS, (4, 8), incremental=False
-        ).layers
-    ]
-    assert [layer.name for layer in copy.layers] == [
-        layer.name for layer in model.layers
-    ]
-    for frame in frames:
-        np.testing.assert_allclose(
-            copy(frame), model(frame), rtol=1e-5, atol=1e-6
-        )
 
 
 @pytest.mark.parametrize(

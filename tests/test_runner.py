@@ -118,7 +118,7 @@ def game_outputs(recordings, game_policy):
 
 class TestGames:
     def test_equal_to_keras(self, recordings, game_policy, game_outputs):
-        plain = reuse_tf.policy.plain(game_policy)
+        plain = reuse_tf.layers.plain(game_policy)
         for frames, outputs in zip(recordings, game_outputs, strict=True):
             assert len(np.unique(frames, axis=0)) > 15
             np.testing.assert_allclose(
