@@ -28,7 +28,7 @@ def _exists(path):
 def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
-    with program.quiet_start():
+    with program.loading():
         from reuse_tf import play, run_directory
     run = {}
     if CHECKPOINT.value is not None:

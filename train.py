@@ -66,7 +66,7 @@ def _is_positive(value):
 def main(_):
     """Trains and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
-    with program.quiet_start():
+    with program.loading():
         from reuse_tf import atari, run_directory, training
     path = RUN_DIR.value
     try:
