@@ -50,9 +50,9 @@ flags.DEFINE_float(
 RUN_DIR = flags.DEFINE_string(
     "run_dir",
     None,
-    "Directory of the run: its settings, episodes, checkpoints and learning "
-    "curve. A run that is there is resumed, with its own settings where no "
-    "flags are given. By default runs/<game>-<seed>-<time>.",
+    "Directory of the run: its settings, episodes, checkpoints, learning "
+    "curve and a log for TensorBoard. A run that is there is resumed, with its "
+    "own settings where no flags are given. By default runs/<game>-<seed>-<time>.",
 )
 flags.adopt_module_key_flags(program)
 

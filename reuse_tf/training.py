@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import functools
-import importlib.util
 import sys
 import time
 from typing import NamedTuple
@@ -530,10 +529,16 @@ class _Bar:
 
 
 def _tensorboard(path):
-    """Returns a function that logs an update, if TensorBoard is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return lambda progress, rows, gradient, norm: None
+    """Returns a function that logs an update for TensorBoard.
+
+    `tf.summary.scalar` needs TensorBoard to be installed; what it writes does
+    not.
+    """
     writer = tf.summary.create_file_writer(str(path / "tensorboard"))
+    scalar = tf.compat.v1.SummaryMetadata(
+        plugin_data={"plugin_name": "scalars"},
+        data_class="DATA_CLASS_SCALAR",
+    )
 
     def log(progress, rows, gradient, norm):
         with writer.as_default(step=progress.steps):
@@ -545,7 +550,7 @@ def _tensorboard(path):
                 "entropy": gradient.entropy,
                 "gradient_norm": norm,
             }.items():
-                tf.summary.scalar(name, value)
+                tf.summary.write(name, np.float32(value), metadata=scalar)
         writer.flush()
 
     return log
@@ -565,7 +570,7 @@ def _draw(rows, settings, path):
     last = np.arange(1, len(sums))
     first = np.maximum(0, last - _RECENT)
     with seaborn.axes_style("whitegrid"):
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(7, 4))
         axes = figure.subplots()
     seaborn.scatterplot(
         x=steps, y=returns, ax=axes, s=12, alpha=0.4, label="episode"
@@ -582,5 +587,5 @@ def _draw(rows, settings, path):
         ylabel="return",
     )
     temporary = path / (_CURVE + ".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
+    figure.savefig(temporary, format="png", dpi=100)
     temporary.replace(path / _CURVE)
