@@ -18,7 +18,7 @@ flags.DEFINE_integer(
     "it, whichever is reached first.",
     lower_bound=1,
 )
-flags.DEFINE_float("learning_rate", 1e-4, "Learning rate of the optimizer.")
+flags.DEFINE_float("learning_rate", 1e-5, "Learning rate of the optimizer.")
 flags.DEFINE_enum("optimizer", "adam", _OPTIMIZERS, "Optimizer.")
 flags.DEFINE_float("discount", 0.99, "Discount of rewards per step.", 0.0, 1.0)
 flags.DEFINE_integer(
