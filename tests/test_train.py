@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import pathlib
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from absl.testing import flagsaver
 from catch import Catch
 
+import program
 import train as program_train
 from reuse_tf import policy, run_directory, training
 from reuse_tf.policy import load_policy
@@ -37,6 +40,20 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module", name="whole")
+def _whole(tmp_path_factory):
+    """A run of `settings()` that was never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(settings(), path, Catch)
+    return path
+
+
+@pytest.fixture(name="run")
+def _run(whole, tmp_path):
+    """A copy of `whole`."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
 def settings(**changes):
     """Settings for a few updates of Catch, with a checkpoint after each."""
     return Settings(
@@ -48,6 +65,7 @@ def settings(**changes):
             "episodes": 12,
             "learning_rate": 0.01,
             "batch_episodes": 2,
+            "entropy": 0.1,
             "num_envs": 2,
             "checkpoint_seconds": 0,
         }
@@ -55,7 +73,8 @@ def settings(**changes):
     )
 
 
-def program(name, *arguments):
+def run_alone(name, *arguments):
+    """Runs a program in a process of its own."""
     return subprocess.run(
         [sys.executable, str(ROOT / name), *arguments],
         capture_output=True,
@@ -112,8 +131,10 @@ def files_of(run_dir):
 # Learning.
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("reuse", REUSES)
+@pytest.mark.parametrize(
+    ("reuse", "seed"),
+    [("content", 0), ("content", 1), ("none", 0), ("none", 2), ("temporal", 3)],
+)
 def test_it_learns_to_catch_a_ball_from_pixels(reuse, seed):
     _, summary = train(
         settings(
@@ -155,6 +176,7 @@ def test_the_first_update_is_that_of_a_dense_tape(reuse):
 
     arguments = {"num_envs": 1, "batch_episodes": 3, "reuse": reuse, "seed": 3}
     arguments |= {"optimizer": "sgd", "learning_rate": 1.0, "discount": 0.9}
+    arguments["entropy"] = 0
     model, _ = train(
         settings(episodes=3, **arguments), "run", lambda: Seen(Catch(balls=2))
     )
@@ -256,12 +278,12 @@ def test_truncated_episodes_are_told_apart():
     ] * 2
 
 
-def test_a_seed_decides_everything():
-    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+def test_a_seed_decides_everything(whole):
+    for run, seed in (("same", 0), ("other", 1)):
         train(settings(seed=seed), run, Catch)
-    assert_same_run("a", "b")
+    assert_same_run("same", whole)
     with pytest.raises(AssertionError):
-        assert_same_run("a", "c")
+        assert_same_run("other", whole)
 
 
 # Files.
@@ -274,6 +296,7 @@ def test_a_run_leaves_these_files_and_nothing_else():
         "episodes.csv",
         "flags.json",
         "learning_curve.png",
+        "tensorboard",
     ]
     assert files_of("runs/one/checkpoint-000006") == CHECKPOINT
     saved = run_directory.saved_settings("runs/one")
@@ -287,9 +310,34 @@ def test_a_run_leaves_these_files_and_nothing_else():
         np.testing.assert_array_equal(got, want)
 
 
-def test_the_summary_covers_the_whole_run():
-    train(settings(), "run", Catch)
-    _, summary = train(settings(episodes=20), "run", Catch)
+def test_updates_are_logged_for_tensorboard(whole):
+    (file,) = (whole / "tensorboard").iterdir()
+    logged = {}
+    for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+        event = tf.compat.v1.Event.FromString(record)
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            logged.setdefault(value.tag, {})[event.step] = tf.make_ndarray(
+                value.tensor
+            )
+    assert set(logged) == {
+        *("return", "length", "steps_per_second"),
+        *("loss", "entropy", "gradient_norm"),
+    }
+    returns = {}
+    for row in rows_of(whole):
+        returns.setdefault(int(row["steps"]), []).append(float(row["return"]))
+    assert len(returns) == 6
+    means = {steps: np.mean(values) for steps, values in returns.items()}
+    assert logged["return"] == means
+    assert logged["length"] == dict.fromkeys(means, 6)
+    for values in logged.values():
+        assert list(values) == list(means)
+    assert all(0 < nats <= np.log(3) for nats in logged["entropy"].values())
+
+
+def test_the_summary_covers_the_whole_run(run):
+    _, summary = train(settings(episodes=20), run, Catch)
     values = summary.as_dict()
     seconds = values["seconds"]
     assert set(seconds) == {"total", "environment", "policy", "update"}
@@ -299,7 +347,7 @@ def test_the_summary_covers_the_whole_run():
     assert values["episodes"] == 20
     assert values["steps"] == 120
     assert values["mean_return"] == np.mean(
-        [float(row["return"]) for row in rows_of("run")]
+        [float(row["return"]) for row in rows_of(run)]
     )
     assert values["recomputed"] == {"conv1": 1.0, "logits": 1.0}
 
@@ -309,84 +357,114 @@ def test_the_summary_covers_the_whole_run():
 
 @pytest.mark.parametrize("reuse", REUSES)
 def test_a_resumed_run_is_the_same_to_the_bit(reuse):
-    train(settings(reuse=reuse), "whole", Catch)
-    for episodes in (4, 10, 12):
+    train(settings(reuse=reuse, episodes=6), "whole", Catch)
+    for episodes in (2, 4, 6):
         train(settings(reuse=reuse, episodes=episodes), "parts", Catch)
     assert_same_run("parts", "whole")
 
 
-def test_a_finished_run_is_left_as_it_is():
-    train(settings(), "run", Catch)
-    checkpoint = newest_policy("run").read_bytes()
-    _, summary = train(settings(), "run", Catch)
-    assert newest_policy("run").read_bytes() == checkpoint
-    assert len(summary.returns) == len(rows_of("run")) == 12
-
-
-@pytest.fixture(scope="module", name="whole")
-def _whole(tmp_path_factory):
-    """A run of `settings()` that was never stopped."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    train(settings(), path, Catch)
-    return path
+def test_a_finished_run_is_left_as_it_is(run):
+    checkpoint = newest_policy(run).read_bytes()
+    _, summary = train(settings(), run, Catch)
+    assert newest_policy(run).read_bytes() == checkpoint
+    assert len(summary.returns) == len(rows_of(run)) == 12
 
 
 class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+def stop_in(patch, owner, name, saves):
+    """Lets a function of `owner` stop the run in a save, after some saves.
+
+    Returns a list of the numbers of the saves that were not stopped.
+    """
+    original, save = getattr(owner, name), RunDirectory.save
+    saved = []
+
+    def counted(directory, number, *arguments):
+        save(directory, number, *arguments)
+        saved.append(number)
+
+    def stop(*arguments, **options):
+        removed = pathlib.Path(arguments[0]) if name == "rmtree" else None
+        if len(saved) < saves or (removed and not removed.exists()):
+            return original(*arguments, **options)
+        if removed:  # By half.
+            next(removed.iterdir()).unlink()
+        raise Stopped
+
+    patch.setattr(RunDirectory, "save", counted)
+    patch.setattr(owner, name, stop)
+    return saved
+
+
+@pytest.mark.parametrize("saves", [0, 1, 3])
 @pytest.mark.parametrize(
     "place",
     [
-        (keras.Model, "save"),
-        (np, "savez"),
+        (np, "save"),
         (json, "dumps"),
+        (os, "fsync"),
         (pathlib.Path, "rename"),
         (shutil, "rmtree"),
     ],
     ids=lambda place: place[1],
 )
-def test_a_run_that_stops_while_it_saves_loses_nothing(
-    place, stop_at, whole, monkeypatch
+def test_a_stop_within_a_save_leaves_a_whole_checkpoint(
+    place, saves, monkeypatch
 ):
-    owner, name = place
-    original, save = getattr(owner, name), RunDirectory.save
-    saves = 0
+    """A run that is nothing but a number, which each save writes."""
 
-    def counted(*arguments):
-        nonlocal saves
-        saves += 1
-        save(*arguments)
+    def open_run():
+        return RunDirectory("run", {"a": 1}, may_change=(), columns=["number"])
 
-    def stop(*arguments, **options):
-        if saves < stop_at:
-            return original(*arguments, **options)
-        # When half of it is removed.
-        if name == "rmtree" and pathlib.Path(arguments[0]).exists():
-            next(pathlib.Path(arguments[0]).iterdir()).unlink()
-        raise Stopped
+    def go_on(directory):
+        """Restores, and saves up to 5. Returns the number that was restored."""
+        restored = []
 
+        def read(path, state):
+            assert state == {"number": np.load(path / "number.npy")}
+            restored.append(state["number"])
+
+        rows = directory.restore(read)
+        first = restored[0] if restored else 0
+        assert rows == [[str(number)] for number in range(1, first + 1)]
+        for number in range(first + 1, 6):
+            directory.append([[number]])
+            directory.save(
+                number,
+                {"number": number},
+                lambda path, number=number: np.save(path / "number", number),
+            )
+        return first
+
+    with monkeypatch.context() as patch, open_run() as directory:
+        saved = stop_in(patch, *place, saves)
+        with pytest.raises(Stopped):
+            go_on(directory)
+    with open_run() as directory:
+        # That of the save that was stopped, if it had come far enough.
+        renamed = place[1] == "rmtree"
+        assert go_on(directory) == len(saved) + renamed
+    with open_run() as directory:
+        assert go_on(directory) == 5
+    assert files_of("run") == [
+        "checkpoint-000005",
+        "episodes.csv",
+        "flags.json",
+    ]
+
+
+def test_what_a_killed_run_left_is_cleared_away(whole, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "save", counted)
-        patch.setattr(owner, name, stop)
+        stop_in(patch, np, "savez", 3)
         with pytest.raises(Stopped):
             train(settings(), "run", Catch)
-    checkpoints = sorted(pathlib.Path("run").glob("checkpoint-??????"))
-    assert bool(checkpoints) == (stop_at == 3)
-    if checkpoints:
-        assert files_of(checkpoints[-1]) == CHECKPOINT
-    train(settings(), "run", Catch)
-    assert_same_run("run", whole)
-    assert files_of("run") == files_of(whole)
-
-
-def test_what_a_killed_run_left_is_cleared_away(whole):
-    train(settings(episodes=6), "run", Catch)
     run = pathlib.Path("run")
-    # Torn, older than the newest, and rows that no checkpoint counts on.
-    (run / "checkpoint-000009.tmp").mkdir()
-    (run / "checkpoint-000009.tmp" / "policy.keras").write_text("half")
+    assert files_of(run / "checkpoint-000002") == CHECKPOINT
+    assert (run / "checkpoint-000003.tmp").exists()
+    # Older than the newest, and rows that no checkpoint counts on.
     (run / "checkpoint-000001").mkdir()
     (run / "flags.json.tmp").write_text("{")
     with (run / "episodes.csv").open("a") as file:
@@ -396,11 +474,10 @@ def test_what_a_killed_run_left_is_cleared_away(whole):
     assert files_of("run") == files_of(whole)
 
 
-def test_missing_rows_are_an_error():
-    train(settings(), "run", Catch)
-    pathlib.Path("run/episodes.csv").write_text("episode\n")
+def test_missing_rows_are_an_error(run):
+    (run / "episodes.csv").write_text("episode\n")
     with pytest.raises(ValueError, match="Rows are missing"):
-        train(settings(episodes=20), "run", Catch)
+        train(settings(episodes=20), run, Catch)
 
 
 def test_a_directory_is_used_by_one_process_at_a_time():
@@ -425,10 +502,9 @@ def test_a_directory_of_something_else_is_refused():
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "weights"])
 def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
-    where, monkeypatch
+    where, run, monkeypatch
 ):
-    train(settings(entropy=0.1, episodes=4), "run", Catch)
-    before = weights_of("run")
+    before = weights_of(run)
     with monkeypatch.context() as patch:
         if where == "loss":
             patch.setattr(training.reinforce, "entropy_bonus", nan_of)
@@ -438,10 +514,10 @@ def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
             patch.setattr(tf.math, "is_finite", lambda v: tf.zeros_like(v) > 0)
         with pytest.raises(
             FloatingPointError,
-            match=r"Update 3.*not finite.*of update 2, .*'run'",
+            match=r"Update 7.*not finite.*of update 6, .*run'",
         ):
-            train(settings(entropy=0.1), "run", Catch)
-    for got, want in zip(weights_of("run"), before, strict=True):
+            train(settings(episodes=20), run, Catch)
+    for got, want in zip(weights_of(run), before, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -495,13 +571,9 @@ def test_other_environments_are_refused(make_env, message):
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_settings():
-    values = (
-        flags.FLAGS.flag_values_dict()
-        if flags.FLAGS.is_parsed()
-        else {name: flags.FLAGS[name].default for name in flags.FLAGS}
-    )
     names = [field.name for field in training.dataclasses.fields(Settings)]
-    assert Settings(**{name: values[name] for name in names}) == Settings()
+    defaults = {name: flags.FLAGS[name].default for name in names}
+    assert Settings(**defaults) == Settings()
     assert sorted(program_train._OPTIMIZERS) == sorted(training.OPTIMIZERS)
 
 
@@ -530,27 +602,41 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize(("argument", "named"), BAD_ARGUMENTS.items())
 def test_a_bad_argument_is_one_clear_line(argument, named):
-    assert_one_line(program("train.py", argument), named)
+    assert_one_line(run_here(argument), named)
     assert not any(pathlib.Path().iterdir())
 
 
-def assert_one_line(result, *named):
+def run_here(*arguments):
+    """Runs train.py in this process: its exit code, or what it exits with."""
+    argv = ["train.py", *arguments]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_:
+            program.run(program_train.main)
+    gc.unfreeze()  # What other tests have made is not to stay.
+    return exit_.value.code
+
+
+def assert_one_line(message, *named):
+    assert message.startswith("train.py: ")
+    assert len(message.splitlines()) == 1
+    for name in named:
+        assert name in message
+
+
+@pytest.mark.parametrize("argument", ["--game=Pnog", "--seed=-1"])
+def test_a_bad_argument_is_all_that_is_said(argument):
+    result = run_alone("train.py", argument)
     assert result.returncode == 1
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("train.py: ")
-    for name in named:
-        assert name in line
+    assert_one_line(result.stderr, BAD_ARGUMENTS[argument])
 
 
 def test_the_program_trains_resumes_and_refuses_other_settings():
-    arguments = [*SMALL, "--reuse=none", "--num_envs=2"]
-    result = program(
+    result = run_alone(
         "train.py",
-        *arguments,
-        "--steps=600",
-        "--run_dir=run",
-        "--summary_json=summary.json",
+        *(*SMALL, "--reuse=none", "--num_envs=2", "--steps=600"),
+        *("--run_dir=run", "--summary_json=summary.json"),
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -559,33 +645,30 @@ def test_the_program_trains_resumes_and_refuses_other_settings():
     assert summary["steps"] == 600
     assert summary["seconds"]["update"] > 0
     # Those of the run, where no flags are given.
-    result = program("train.py", "--run_dir=run", "--steps=700")
-    assert result.returncode == 0, result.stderr
+    assert run_here("--run_dir=run", "--steps=700") is None
     assert rows_of("run")[-1]["steps"] == "700"
     assert_one_line(
-        program("train.py", "--run_dir=run", "--filters=3,4"),
+        run_here("--run_dir=run", "--filters=3,4"),
         "--filters=2",
         "--filters=3,4",
     )
     # The game and the frames of the run, too.
-    result = program("infer.py", "--checkpoint=run", "--steps=20")
+    result = run_alone("infer.py", "--checkpoint=run", "--steps=20")
     assert result.returncode == 0, result.stderr
     assert "Breakout" in result.stdout
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
-    arguments = [
-        *(sys.executable, str(ROOT / "train.py"), *SMALL, "--reuse=none"),
-        *("--steps=2500", "--checkpoint_seconds=0"),
-    ]
-    whole = subprocess.run(
-        [*arguments, "--run_dir=whole"], capture_output=True, check=False
-    )
-    assert whole.returncode == 0, whole.stderr
+    arguments = [*SMALL, "--reuse=none"]
+    arguments += ["--steps=2000", "--checkpoint_seconds=0"]
+    assert run_here(*arguments, "--run_dir=whole") is None
     wait = random.Random(0).uniform
     for _ in range(2):
         with subprocess.Popen(
-            [*arguments, "--run_dir=run"],
+            [
+                *(sys.executable, str(ROOT / "train.py")),
+                *(*arguments, "--run_dir=run"),
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
@@ -598,10 +681,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
             time.sleep(wait(0, 0.1))
             process.kill()
         assert process.returncode == -signal.SIGKILL
-    resumed = subprocess.run(
-        [*arguments, "--run_dir=run"], capture_output=True, check=False
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    assert run_here(*arguments, "--run_dir=run") is None
     assert_same_run("run", "whole")
     assert files_of("run") == files_of("whole")
 
