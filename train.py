@@ -52,7 +52,8 @@ RUN_DIR = flags.DEFINE_string(
     None,
     "Directory of the run: its settings, episodes, checkpoints, learning "
     "curve and a log for TensorBoard. A run that is there is resumed, with its "
-    "own settings where no flags are given. By default runs/<game>-<seed>-<time>.",
+    "own settings where no flags are given. By default "
+    "runs/<game>-<seed>-<time>.",
 )
 flags.adopt_module_key_flags(program)
 
