@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from reuse_tf import atari
 from reuse_tf.policy import build_policy, load_policy, sample
-from reuse_tf.runner import Runner
+from reuse_tf.runner import Runner, RunnerStats
 
 # Seconds between two updates of the progress bar.
 _INTERVAL = 0.2
@@ -33,6 +33,7 @@ class Summary:
         recomputed: For each layer over positions (convolutions, poolings and
             the first dense layer), by name, the fraction of them that was
             computed rather than reused. Without reuse it is 1.
+        stats: The runner's `RunnerStats`; None without reuse.
     """
 
     game: str
@@ -42,6 +43,7 @@ class Summary:
     total_seconds: float
     returns: tuple[float, ...]
     recomputed: dict[str, float]
+    stats: RunnerStats | None = None
 
     def as_dict(self):
         """Returns the summary as values that JSON can hold."""
@@ -171,7 +173,7 @@ def play(env, policy, *, steps, reuse="content", seed=None):
     games = (
         _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
     )
-    step_policy, recomputed = _compile(policy, reuse, games.num_envs)
+    step_policy, stats = _compile(policy, reuse, games.num_envs)
     rng = np.random.default_rng(seed)
     bar = keras.utils.Progbar(
         steps, verbose=1 if sys.stdout.isatty() else 2, interval=0
@@ -196,6 +198,7 @@ def play(env, policy, *, steps, reuse="content", seed=None):
     except KeyboardInterrupt:
         pass
     bar.update(min(played, steps), finalize=True)
+    stats = stats()
     return Summary(
         game=atari.short_name(env.spec.id),
         steps=played,
@@ -203,7 +206,8 @@ def play(env, policy, *, steps, reuse="content", seed=None):
         policy_seconds=in_policy,
         total_seconds=end - start,
         returns=tuple(games.returns),
-        recomputed=recomputed(),
+        recomputed=recomputed(policy, stats),
+        stats=stats,
     )
 
 
@@ -259,23 +263,16 @@ def _compile(policy, reuse, num_envs):
 
     Returns:
         A pair of a function from uint8 frames to logits, both NumPy arrays,
-        and one that tells, by layer name, what fraction was computed.
+        and one that returns what is `Summary.stats` then.
     """
     if reuse != "none":
         try:
             runner = Runner(policy, reuse)
         except ValueError as error:
             raise ValueError(f"{error} Or play with --reuse=none.") from error
-
-        def recomputed():
-            return {
-                name: layer.new_rows / max(1, layer.positions)
-                for name, layer in runner.stats.layers.items()
-            }
-
         return (
             lambda frames: runner.step(np.ascontiguousarray(frames)),
-            recomputed,
+            lambda: runner.stats,
         )
     shape = (num_envs, *policy.input_shape[1:])
     # Calling the concrete function saves half the time of the call itself,
@@ -285,15 +282,29 @@ def _compile(policy, reuse, num_envs):
     ).get_concrete_function(tf.TensorSpec(shape, tf.uint8))
     # The first call is slow, as TensorFlow optimises the graph.
     call(tf.zeros(shape, tf.uint8))
-    names = [
-        layer.name
-        for layer in policy.layers
+    return lambda frames: call(tf.constant(frames)).numpy(), lambda: None
+
+
+def recomputed(model, stats):
+    """Returns what fraction of the positions was computed, by layer name.
+
+    Args:
+        model: A Keras model.
+        stats: The `RunnerStats` of a runner of it, or None if there was none.
+
+    Returns:
+        A dict. See `Summary`.
+    """
+    if stats is not None:
+        return {
+            name: layer.new_rows / max(1, layer.positions)
+            for name, layer in stats.layers.items()
+        }
+    return {
+        layer.name: 1.0
+        for layer in model.layers
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
-    ]
-    return (
-        lambda frames: call(tf.constant(frames)).numpy(),
-        lambda: dict.fromkeys(names, 1.0),
-    )
+    }
 
 
 def _rate(steps, seconds):

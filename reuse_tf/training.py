@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari, reinforce
-from reuse_tf.play import Summary
+from reuse_tf.play import Summary, recomputed
 from reuse_tf.policy import build_policy, load_policy, sample
 from reuse_tf.run_directory import POLICY, RunDirectory
 from reuse_tf.runner import Runner
@@ -253,9 +253,7 @@ def train(settings, run_dir, make_env=None):
         rows = [_parse(row) for row in directory.restore(read)]
         if progress.updates == 0:
             save()
-        act, logits_fn, max_frames, recomputed = _evaluators(
-            model, settings.reuse
-        )
+        act, logits_fn, max_frames, stats = evaluators(model, settings.reuse)
         bar = _Bar(settings, rows)
         log = _tensorboard(directory.path)
         earlier = progress.total_seconds
@@ -324,6 +322,7 @@ def train(settings, run_dir, make_env=None):
         if saved_updates != progress.updates:
             save()
         _draw(rows, settings, directory.path)
+    stats = stats()
     return model, TrainingSummary(
         game=settings.game,
         steps=progress.steps,
@@ -332,7 +331,8 @@ def train(settings, run_dir, make_env=None):
         update_seconds=progress.update_seconds,
         total_seconds=progress.total_seconds,
         returns=tuple(row.return_ for row in rows if row.end != "cut"),
-        recomputed=recomputed(),
+        recomputed=recomputed(model, stats),
+        stats=stats,
     )
 
 
@@ -403,14 +403,18 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
     ]
 
 
-def _evaluators(model, reuse):
+def evaluators(model, reuse):
     """Returns how to act, to differentiate, and to tell what was recomputed.
+
+    Args:
+        model: A Keras model, frames `[N, height, width, channels]` to logits.
+        reuse: See `Settings`.
 
     Returns:
         A function from frames `[N, height, width, channels]` of N streams to
         logits; the `logits_fn` and the `max_frames` of
-        `reinforce.policy_gradient`; and a function that returns, by layer
-        name, the fraction of positions that was computed in acting.
+        `reinforce.policy_gradient`; and a function that returns the
+        `RunnerStats` of acting, or None without reuse.
     """
     if reuse != "none":
         runner = Runner(model, reuse)
@@ -419,10 +423,7 @@ def _evaluators(model, reuse):
             runner.step,
             runner,
             max(1, int(_VIDEO_BYTES / frame_bytes)),
-            lambda: {
-                name: stats.new_rows / max(1, stats.positions)
-                for name, stats in runner.stats.layers.items()
-            },
+            lambda: runner.stats,
         )
     call = tf.function(
         lambda frames: model(frames, training=False),
@@ -430,17 +431,12 @@ def _evaluators(model, reuse):
     ).get_concrete_function()
     call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))  # Slow at first.
     activations = sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
-    names = [
-        layer.name
-        for layer in model.layers
-        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
-    ]
     return (
         lambda frames: call(tf.constant(frames)).numpy(),
         lambda frames: call(tf.constant(frames)),
         # Of float32, and as many for their gradients.
         max(1, int(_DENSE_BYTES / (2 * 4 * activations))),
-        lambda: dict.fromkeys(names, 1.0),
+        lambda: None,
     )
 
 

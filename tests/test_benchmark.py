@@ -13,14 +13,28 @@ import tensorflow as tf
 
 from reuse_tf import Runner, atari
 from reuse_tf.benchmark import __main__ as program
-from reuse_tf.benchmark import layer, step, timing
+from reuse_tf.benchmark import (
+    grid,
+    infer,
+    layer,
+    replay,
+    statistics,
+    timing,
+    train,
+)
 from reuse_tf.benchmark.frames import SIDES, cyclic_frames
 from reuse_tf.layers import IncrementalConv2D
+from reuse_tf.policy import build_policy
 
 
 @pytest.fixture(autouse=True)
 def _flags_as_at_the_start():
     yield
+    unparse()
+
+
+def unparse():
+    """Flags that are given twice add up, as do runs of a program here."""
     for command in program.COMMANDS.values():
         for name in command.FLAGS:
             command.FLAGS[name].unparse()
@@ -154,7 +168,8 @@ def test_the_table_is_printed_and_written(capsys, tmp_path):
         *("eager_still_us", "graph_still_us"),
         *("eager_call_us", "graph_call_us", "compare_us"),
         *("eager_speed_up", "eager_net", "graph_speed_up", "graph_net"),
-        *("promised", "tensorflow", "keras", "reuse_tf", "threads"),
+        *("promised", "tensorflow", "keras", "reuse_tf", "processor"),
+        "threads",
     ]
     for line, row in zip(table[2:], rows, strict=True):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -200,7 +215,8 @@ def test_the_command_is_named_in_full():
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
-        "reuse_tf.benchmark: expected a command (layer, step), got 'layers'"
+        "reuse_tf.benchmark: expected a command (infer, train, layer, "
+        "statistics), got 'layers'"
     )
 
 
@@ -208,9 +224,13 @@ def test_the_command_is_named_in_full():
     ("arguments", "named"),
     [
         ([], "layer: "),
-        ([], "step: "),
+        ([], "infer: "),
+        ([], "train: "),
+        ([], "statistics: "),
         (["layer"], "--rounds"),
-        (["step"], "--games"),
+        (["infer"], "--games"),
+        (["train"], "--filters"),
+        (["statistics"], "--steps"),
     ],
 )
 def test_help(arguments, named, capsys):
@@ -218,19 +238,73 @@ def test_help(arguments, named, capsys):
     assert named in capsys.readouterr().out
 
 
-# -- Acting ------------------------------------------------------------------
-
-PLAY = ["--downsample=4", "--filters=3,5", "--steps=60", "--dense_every=7"]
+# -- Replays -----------------------------------------------------------------
 
 
-def run_step(capsys, *arguments):
-    """Returns the cells of the table's lines, by game."""
-    program.main(["benchmark", "step", *PLAY, *arguments])
-    output = capsys.readouterr().out
-    lines = [line for line in output.splitlines() if line.startswith("|")]
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-    assert cells[0][0] == "game"
-    return {line[0]: line[1:] for line in cells[2:]}
+def test_a_replay_does_the_same_whatever_it_is_told():
+    def frames_of(steps, action):
+        env = atari.make("Breakout", downsample=4)
+        replayed = replay.Replay(env, steps, seed=3)
+        frame, _ = env.reset(seed=steps)
+        frame, _ = env.reset()
+        frames = []
+        for _ in range(steps):
+            frames.append(frame)
+            frame, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                frame, _ = env.reset()
+        assert replayed.chosen == [action] * steps
+        assert replayed.emulator_seconds > 0
+        assert len(replayed.other_seconds) == 10
+        assert replayed.other_seconds == sorted(replayed.other_seconds)
+        return np.array(frames)
+
+    long = frames_of(400, 0)
+    # Several episodes, as five balls do not last.
+    assert len(np.unique(long.reshape(400, -1), axis=0)) > 100
+    np.testing.assert_array_equal(frames_of(150, 1), long[:150])
+    frames = replay.frames("Breakout", downsample=4, steps=400, seed=3)
+    np.testing.assert_array_equal(np.array(list(frames)), long)
+    other = replay.frames("Breakout", downsample=4, steps=400, seed=4)
+    assert not np.array_equal(np.array(list(other)), long)
+
+
+def test_the_bare_emulator_plays_the_same_game(monkeypatch):
+    games = []
+    make = atari.make
+
+    def watched(*arguments, **settings):
+        games.append(make(*arguments, **settings))
+        return games[-1]
+
+    monkeypatch.setattr(atari, "make", watched)
+    assert replay.bare_seconds("Breakout", steps=300, seed=1) > 0
+    list(replay.frames("Breakout", downsample=4, steps=300, seed=1))
+    bare, played = (game.unwrapped.ale.getRAM() for game in games)
+    np.testing.assert_array_equal(bare, played)
+
+
+# -- Acting and learning -----------------------------------------------------
+
+PLAY = ["--downsample=4", "--filters=3,5", "--steps=60", "--dense_steps=20"]
+COMMANDS = {"infer": infer, "train": train}
+
+
+def run(command, capsys, *arguments):
+    """Returns the cells of the lines of each table, by game."""
+    unparse()
+    program.main(["benchmark", command, *PLAY, *arguments])
+    tables = []
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("|"):
+            name, *cells = [c.strip() for c in line.strip("|").split("|")]
+            if name == "game":
+                tables.append({})
+            tables[-1][name] = cells
+    for table in tables:
+        assert set(table[list(table)[1]][0]) == set("-:")
+        del table[list(table)[1]]
+    return tables
 
 
 def rows_of(path):
@@ -239,80 +313,191 @@ def rows_of(path):
 
 
 def test_the_games_of_the_paper_are_games():
-    assert len(set(step.GAMES)) == 24
-    assert set(step.GAMES) <= set(atari.games())
+    assert len(set(grid.GAMES)) == 24
+    assert set(grid.GAMES) <= set(atari.games())
 
 
-@pytest.mark.parametrize("reuse", ["content", "temporal"])
-def test_a_game_is_measured(reuse):
-    row = step.measure(
-        "Pong", steps=60, downsample=4, filters=(3, 5), reuse=reuse
-    )
-    assert row["slowdown"] == pytest.approx(
-        (row["bare_us"] + row["play_us"]) / row["bare_us"]
-    )
-    assert row["speed_up"] == pytest.approx(row["dense_us"] / row["play_us"])
-    assert 0 < row["play_median_us"] <= row["play_p99_us"]
-    assert row["first_us"] <= 60 * row["play_us"]
+@pytest.mark.parametrize("column", grid.COLUMNS)
+def test_acting_is_measured(column):
+    if column == "dense_gpu" and not tf.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow sees no GPU")
+
+    def measure():
+        return infer.measure(
+            "Pong",
+            downsample=4,
+            filters=(3, 5),
+            column=column,
+            steps=60,
+            seed=0,
+            idle_mb=1.0,
+        )
+
+    row = measure()
+    total, environment = row["total_seconds"], row["environment_seconds"]
+    assert 0 < environment <= total
+    assert row["policy_seconds"] == pytest.approx(total - environment, abs=2e-6)
+    assert 0 < row["start_mb"] <= row["peak_mb"]
+    tenths = [float(seconds) for seconds in row["policy_tenths"].split()]
+    if column == "bare_env":
+        assert environment == total and tenths == []
+        return
+    assert tenths == sorted(tenths) and len(tenths) == 10
+    assert tenths[-1] == pytest.approx(row["policy_seconds"], abs=5e-3)
+    if column.startswith("dense"):
+        assert row["new_rows"] == ""
+        return
     # The first frame changes everything.
     positions = 53 * 40
     assert positions / 60 < row["changed_positions"] < positions / 2
-    if reuse == "content":
+    if column == "content":
         assert 0 < row["new_rows"] < row["changed_positions"]
         assert 0 < row["rows"] < positions
     else:
         assert row["new_rows"] > row["changed_positions"]
         assert row["rows"] == positions
     assert row["clears"] == row["switches"] == 0
-    again = step.measure(
-        "Pong", steps=60, downsample=4, filters=(3, 5), reuse=reuse
+    assert measure()["new_rows"] == row["new_rows"]
+
+
+@pytest.mark.parametrize("column", ["bare_env", "content", "temporal", "dense"])
+def test_learning_is_measured(column):
+    # Breakout ends an episode in between.
+    row = train.measure(
+        "Breakout",
+        downsample=4,
+        filters=(3, 5),
+        column=column,
+        steps=300,
+        seed=0,
+        resident={"idle_mb": 1.0, "warm_mb": 2.0},
     )
-    assert again["new_rows"] == row["new_rows"]
+    total, update = row["total_seconds"], row["update_seconds"]
+    assert total == pytest.approx(
+        row["environment_seconds"] + row["policy_seconds"] + update, abs=3e-6
+    )
+    assert 0 < row["environment_seconds"] <= total
+    assert (row["idle_mb"], row["warm_mb"]) == (1, 2)
+    assert 0 < row["start_mb"] <= row["peak_mb"]
+    if column == "bare_env":
+        assert update == 0 and row["gradient_seconds"] == ""
+        return
+    assert update > 0 < row["policy_seconds"]
+    assert row["episodes"] >= 1
+    assert row["gradient_seconds"] > 0
+    assert row["gradient_frames"] == 300
+    if column == "dense":
+        assert row["gradient_rows"] == ""
+    else:
+        assert 0 < row["gradient_rows"] < 300 * 53 * 40
 
 
-def test_finished_games_are_kept(capsys, tmp_path, monkeypatch):
-    path = tmp_path / "step.csv"
-    out = f"--out={path}"
-    first = run_step(capsys, "--games=Pong,Breakout", out)
-    assert list(first) == ["Pong", "Breakout", "median", "largest"]
-    rows = rows_of(path)
-    assert [row["game"] for row in rows] == ["Pong", "Breakout"]
-    assert set(step.KEY) <= set(rows[0])
-    assert rows[0]["filters"] == "3,5" and rows[0]["dense_every"] == "7"
-    assert rows[0]["tensorflow"] == tf.__version__
-    for game, row in zip(("Pong", "Breakout"), rows, strict=True):
-        assert first[game][0] == f"{float(row['bare_us']):.0f}"
-        assert first[game][2] == f"{float(row['slowdown']):.2f}"
-    for cell, a, b in zip(
-        first["median"][2:4],
-        first["Pong"][2:4],
-        first["Breakout"][2:4],
-        strict=True,
-    ):
-        assert min(float(a), float(b)) <= float(cell) <= max(float(a), float(b))
-
+@pytest.mark.parametrize("command", COMMANDS)
+def test_finished_rows_are_kept(command, capsys, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    # Four columns, one of them on fewer steps, and two runs.
+    arguments = ["--games=Pong", "--runs=2", f"--out={path}"]
+    module = COMMANDS[command]
     measured = []
-    measure = step.measure
+    measure = module.measure
 
-    def watched(game, **arguments):
-        measured.append(game)
-        return measure(game, **arguments)
+    def watched(*positional, **asked):
+        measured.append(asked["column"])
+        return measure(*positional, **asked)
 
-    monkeypatch.setattr(step, "measure", watched)
-    assert run_step(capsys, "--games=Pong,Breakout", out) == first
+    monkeypatch.setattr(module, "measure", watched)
+    (first,) = run(command, capsys, *arguments)
+    assert list(first) == ["game", "Pong", "median", "largest"]
+    assert first["Pong"] == first["median"] == first["largest"]
+    columns = ["bare_env", "content", "temporal", "dense"]
+    assert measured == columns * 2
+    rows = rows_of(path)
+    assert [(row["column"], row["run"]) for row in rows] == [
+        (column, number) for number in "01" for column in columns
+    ]
+    for row in rows:
+        assert row["steps"] == ("20" if row["column"] == "dense" else "60")
+        assert row["filters"] == "3,5" and row["downsample"] == "4"
+        assert row["tensorflow"] == tf.__version__ and row["processor"]
+    # Everything is there: nothing is measured, and the table is the same.
+    del measured[:]
+    assert run(command, capsys, *arguments) == [first]
     assert measured == []
     # A deleted row, and one that was not written to its end.
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + lines[2] + lines[1][:-9])
-    again = run_step(capsys, "--games=Pong,Breakout", out)
-    assert measured == ["Pong"]
-    assert again["Breakout"] == first["Breakout"]
-    assert [row["game"] for row in rows_of(path)] == ["Breakout", "Pong"]
+    path.write_bytes(b"".join([*lines[:3], *lines[4:-1], lines[-1][:-9]]))
+    run(command, capsys, *arguments)
+    assert measured == ["temporal", "dense"]
+    kept = rows_of(path)
+    assert kept[:-2] == rows[:2] + rows[3:-1]
+    assert [(row["column"], row["run"]) for row in kept[-2:]] == [
+        ("temporal", "0"),
+        ("dense", "1"),
+    ]
     # Other settings are other rows.
-    run_step(capsys, "--games=Pong", "--seed=1", out)
-    run_step(capsys, "--games=Pong", "--reuse=temporal", out)
-    assert measured == ["Pong"] * 3
-    assert len(rows_of(path)) == 4
+    del measured[:]
+    tables = run(
+        command,
+        capsys,
+        *(*arguments, "--runs=1", "--columns=content,bare_env", "--seed=1"),
+        "--filters=2",
+    )
+    assert len(tables) == 2
+    assert measured == ["bare_env", "content"] * 2
+    assert len(rows_of(path)) == 12
+    assert {row["filters"] for row in rows_of(path)} == {"3,5", "2"}
+
+
+def test_a_killed_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    measure = infer.measure
+
+    def killed(*positional, **asked):
+        if asked["column"] == "temporal":
+            raise KeyboardInterrupt
+        return measure(*positional, **asked)
+
+    monkeypatch.setattr(infer, "measure", killed)
+    with pytest.raises(SystemExit, match="interrupted"):
+        program.main(
+            ["benchmark", "infer", *PLAY, "--games=Pong", f"--out={path}"]
+        )
+    assert [row["column"] for row in rows_of(path)] == ["bare_env", "content"]
+
+
+def test_numbers_of_the_table_are_those_of_the_rows():
+    def row(column, total, policy, steps):
+        return {
+            "column": column,
+            "steps": str(steps),
+            "total_seconds": str(total),
+            "policy_seconds": str(policy),
+            **dict.fromkeys(
+                ["new_rows", "changed_positions", "rows", "start_mb", "end_mb"],
+                "7" if column == "content" else "",
+            ),
+        }
+
+    rows = grid.Rows(
+        [
+            row("bare_env", 1.0, 0.0, 1000),
+            row("bare_env", 3.0, 0.0, 1000),
+            row("bare_env", 2.0, 0.0, 1000),
+            row("content", 3.0, 1.0, 1000),
+            row("content", 3.3, 1.0, 1000),
+            row("dense", 2.0, 1.0, 100),
+        ]
+    )
+    bare, policy, slowdown, total, spread, temporal, dense, ratio, *counts = (
+        infer._numbers(rows)
+    )
+    assert (bare, policy) == (2000, 1000)
+    assert slowdown == 1.5
+    assert total == pytest.approx(3.15 / 2)
+    assert spread == pytest.approx(0.3 / 3.15)
+    assert math.isnan(temporal)
+    assert dense == pytest.approx(10000) and ratio == pytest.approx(10)
+    assert counts == [7] * 5
 
 
 def test_a_file_of_something_else_is_not_written_to(tmp_path, capsys):
@@ -320,39 +505,121 @@ def test_a_file_of_something_else_is_not_written_to(tmp_path, capsys):
     path.write_text("change,target\nblobs,1\n")
     with pytest.raises(SystemExit) as failure:
         program.main(
-            ["benchmark", "step", *PLAY, "--games=Pong", f"--out={path}"]
+            ["benchmark", "infer", *PLAY, "--games=Pong", f"--out={path}"]
         )
     assert "other columns" in failure.value.code
     assert path.read_text() == "change,target\nblobs,1\n"
 
 
-def test_wrong_logits_are_not_measured(monkeypatch):
+def test_policies_that_draw_other_actions_are_not_measured(monkeypatch):
+    arguments = {
+        "downsample": 4,
+        "filters": (3,),
+        "steps": 100,
+        "seed": 0,
+        "idle_mb": 1.0,
+    }
+    chosen = []
+    for column in ("dense", "content", "temporal"):
+        infer.measure("Pong", column=column, chosen=chosen, **arguments)
+    assert len(chosen) == 100
     runner_step = Runner.step
     monkeypatch.setattr(
-        Runner, "step", lambda self, frames: runner_step(self, frames) + 1e-3
+        Runner, "step", lambda self, frames: -10 * runner_step(self, frames)
     )
-    with pytest.raises(RuntimeError, match="off by"):
-        step.measure("Pong", steps=3, downsample=4, filters=(3,))
+    with pytest.raises(RuntimeError, match="drew different actions"):
+        infer.measure("Pong", column="content", chosen=chosen, **arguments)
 
 
-BAD_STEP_ARGUMENTS = {
+BAD_PLAY_ARGUMENTS = {
     "--games=Pnog": "Pong",
     "--games=Pong,": "Unknown game",
     "--steps=0": "steps",
+    "--dense_steps=0": "dense_steps",
+    "--runs=0": "runs",
     "--downsample=3": "downsample",
+    "--downsample=": "downsample",
     "--filters=3,0": "filters",
     "--filters=": "filters",
     "--filters=a": "filters",
-    "--reuse=none": "reuse",
-    "--dense_every=0": "dense_every",
-    "--out=missing/step.csv": "out",
+    "--columns=none": "columns",
+    "--columns=": "columns",
+    "--out=missing/rows.csv": "out",
 }
 
 
-@pytest.mark.parametrize(("argument", "named"), BAD_STEP_ARGUMENTS.items())
-def test_a_bad_argument_of_step_is_one_clear_line(argument, named):
+@pytest.mark.parametrize(("argument", "named"), BAD_PLAY_ARGUMENTS.items())
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_bad_argument_of_a_play_is_one_clear_line(command, argument, named):
     with pytest.raises(SystemExit) as failure:
-        program.main(["benchmark", "step", argument])
+        program.main(["benchmark", command, argument])
     message = failure.value.code
     assert re.match(r"reuse_tf\.benchmark: .+\Z", message)
     assert named in message
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    with pytest.raises(SystemExit) as failure:
+        program.main(["benchmark", "infer", "--columns=dense_gpu"])
+    assert "dense_gpu: TensorFlow sees no GPU" in failure.value.code
+
+
+# -- Statistics --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout"])
+def test_statistics_are_what_a_runner_finds(game):
+    steps, size = 250, 53 * 40
+    per_cent = statistics.measure(game, downsample=4, steps=steps, seed=2)
+    env = atari.make(game, downsample=4)
+    policy = build_policy(env.observation_space.shape, 4, (1, 1))
+    runner = Runner(policy)
+    frames = np.array(
+        list(replay.frames(game, downsample=4, steps=steps, seed=2))
+    )
+    for i, frame in enumerate(frames):
+        runner.step(frame[np.newaxis])
+        if i == 0:
+            first = runner.stats.layers["conv2"]
+    last = runner.stats.layers["conv2"]
+    scale = 100 / ((steps - 1) * size)
+    changed = frames[1:] != frames[:-1]
+    assert per_cent["pixels"] == pytest.approx(scale * changed.sum(), abs=1e-4)
+    assert per_cent["positions"] == pytest.approx(
+        scale * (last.changed - first.changed), abs=1e-4
+    )
+    assert per_cent["new"] == pytest.approx(
+        scale * (last.new_rows - first.new_rows), abs=1e-4
+    )
+    assert per_cent["new"] < per_cent["positions"]
+    assert per_cent["pixels"] < per_cent["positions"] < 25 * per_cent["pixels"]
+    assert per_cent["pixels"] <= per_cent["box"] <= 100
+
+
+def test_the_box_is_that_of_the_pixels():
+    pixels = np.zeros([6, 8], bool)
+    assert statistics._box(pixels) == 0
+    pixels[1, 2] = True
+    assert statistics._box(pixels) == 1
+    pixels[4, 7] = True
+    assert statistics._box(pixels) == 4 * 6
+
+
+def test_statistics_are_printed_and_kept(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "statistics.csv"
+    arguments = [
+        *("benchmark", "statistics", "--games=Pong,Breakout", "--steps=20"),
+        *("--downsample=2,4", f"--out={path}"),
+    ]
+    program.main(arguments)
+    output = capsys.readouterr().out
+    rows = rows_of(path)
+    assert [(row["game"], row["downsample"]) for row in rows] == [
+        *(("Pong", "2"), ("Breakout", "2"), ("Pong", "4"), ("Breakout", "4"))
+    ]
+    assert output.count("|           Pong |") == 2
+    assert f"{float(rows[0]['box']):.3f}" in output
+    monkeypatch.delattr(statistics, "measure")  # All is there.
+    program.main(arguments)
+    assert capsys.readouterr().out == output

@@ -8,9 +8,14 @@ import sys
 
 from absl import flags
 
-from reuse_tf.benchmark import layer, step
+from reuse_tf.benchmark import infer, layer, statistics, train
 
-COMMANDS = {"layer": layer, "step": step}
+COMMANDS = {
+    "infer": infer,
+    "train": train,
+    "layer": layer,
+    "statistics": statistics,
+}
 
 
 def main(argv):

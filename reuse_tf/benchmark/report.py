@@ -3,8 +3,10 @@
 import csv
 import importlib.metadata
 import os
+import platform
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
@@ -43,9 +45,22 @@ def environment():
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "reuse_tf": version,
+        "processor": _processor(),
         # 0 stands for as many as there are processors to run on.
         "threads": threads or _processors(),
     }
+
+
+def _processor():
+    """The name of the processor, as well as the system knows it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def _processors():
@@ -78,59 +93,75 @@ def saved(rows, path):
             yield row
 
 
-def finished(path, key):
-    """Reads the rows of a CSV file that an earlier run has written.
+class Results:
+    """A CSV file of measurements, of which only the missing ones are made.
+
+    A last row that was not written to its end is taken out of the file.
 
     Args:
-        path: The file, which need not exist; or None.
+        path: The file, which need not exist; or None, to keep nothing.
         key: Names of the columns that tell rows apart.
 
-    Returns:
-        By the tuple of the key's values, dicts of strings. A last row that
-        was not written to its end is left out, and taken out of the file.
-
     Raises:
-        flags.Error: If the file lacks one of the key's columns.
+        flags.Error: If the file lacks one of these columns.
     """
-    if path is None or not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = file.readlines()
-    whole = [line for line in lines if line.endswith("\n")]
-    reader = csv.DictReader(whole)
-    if not set(key) <= set(reader.fieldnames or key):
-        raise flags.Error(
-            f"{path} has other columns, of another version or command"
+
+    def __init__(self, path, key):
+        self._path = path
+        self._key = key
+        self._rows = {}
+        if path is None or not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = file.readlines()
+        whole = [line for line in lines if line.endswith("\n")]
+        reader = csv.DictReader(whole)
+        if not set(key) <= set(reader.fieldnames or key):
+            raise self._other_columns()
+        if whole != lines:
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                file.writelines(whole)
+        for row in reader:
+            self._rows[tuple(row[name] for name in key)] = row
+
+    def row(self, asked, measure):
+        """Returns a row of the file, which is measured if it is not there.
+
+        Args:
+            asked: A dict of the key's columns.
+            measure: A function without arguments that returns a dict of the
+                other columns.
+
+        Returns:
+            A dict of strings.
+
+        Raises:
+            flags.Error: If the file has other columns.
+        """
+        key = tuple(str(asked[name]) for name in self._key)
+        if key not in self._rows:
+            row = {**asked, **measure()}
+            self._rows[key] = {name: str(value) for name, value in row.items()}
+            self._append(row)
+        return self._rows[key]
+
+    def _append(self, row):
+        if self._path is None:
+            return
+        with open(self._path, "a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            header = next(csv.reader(file), None)
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if header is None:
+                writer.writeheader()
+            elif header != list(row):
+                raise self._other_columns()
+            writer.writerow(row)
+
+    def _other_columns(self):
+        return flags.Error(
+            f"{self._path} has other columns, of another version or command"
         )
-    if whole != lines:
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            file.writelines(whole)
-    return {tuple(row[name] for name in key): row for row in reader}
-
-
-def append(row, path):
-    """Adds a row to a CSV file, which is made if there is none.
-
-    Args:
-        row: A dict.
-        path: The file, with the columns of the row; or None, to write nothing.
-
-    Raises:
-        flags.Error: If the file has other columns.
-    """
-    if path is None:
-        return
-    with open(path, "a+", encoding="utf-8", newline="") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        writer = csv.DictWriter(file, list(row))
-        if header is None:
-            writer.writeheader()
-        elif header != list(row):
-            raise flags.Error(
-                f"{path} has other columns, of another version or command"
-            )
-        writer.writerow(row)
 
 
 class Table:
@@ -149,3 +180,44 @@ class Table:
         """Prints one line of strings."""
         pairs = zip(cells, self._widths, strict=True)
         print("|", *(f"{cell:>{width}} |" for cell, width in pairs), flush=True)
+
+
+class NumberTable:
+    """A table of numbers that ends with their medians and the largest ones.
+
+    Args:
+        name: Heading of the first column.
+        columns: By heading, the format of a number, such as `".2f"`.
+    """
+
+    def __init__(self, name, columns):
+        self._formats = list(columns.values())
+        self._table = Table([(name, 14), *((name, 5) for name in columns)])
+        self._rows = []
+
+    def print_row(self, name, numbers):
+        """Prints one line. A NaN is shown as a dash."""
+        self._rows.append(list(numbers))
+        self._print(name, self._rows[-1])
+
+    def print_summary(self):
+        """Prints the medians and the largest numbers of the lines so far."""
+        numbers = np.array(self._rows, float)
+        for name, function in (("median", np.median), ("largest", np.max)):
+            # Of the games that have the number.
+            self._print(
+                name,
+                [
+                    function(known) if len(known) else np.nan
+                    for known in (line[~np.isnan(line)] for line in numbers.T)
+                ],
+            )
+
+    def _print(self, name, numbers):
+        self._table.print_row(
+            name,
+            *(
+                "-" if np.isnan(number) else format(number, form)
+                for number, form in zip(numbers, self._formats, strict=True)
+            ),
+        )
