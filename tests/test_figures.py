@@ -1,0 +1,297 @@
+"""Every figure, made from small files of measurements."""
+
+import numpy as np
+import pytest
+
+from reuse_tf import figures
+
+GAMES = ("Alien", "Pong", "Seaquest")
+# The paper's heatmaps: a mode, a downsampling, filters.
+HEATMAPS = [
+    *(
+        ("inference", d, f)
+        for d in (2, 4)
+        for f in ("20,40", "40,80", "80,160")
+    ),
+    *(("training", 4, f) for f in ("20,40", "40,80", "80,160")),
+    *(("training", 2, f) for f in ("20,40", "40,80")),
+]
+# Seconds of each column for 3000 steps, but of dense for 300 steps.
+SECONDS = {"bare_env": 3.0, "content": 3.75, "temporal": 6.0, "dense": 7.5}
+
+
+def write(path, rows):
+    """Writes dicts as CSV, quoting what has a comma."""
+    lines = [list(rows[0])] + [list(row.values()) for row in rows]
+    path.write_text(
+        "".join(
+            ",".join(f'"{v}"' if "," in str(v) else str(v) for v in line) + "\n"
+            for line in lines
+        )
+    )
+    return str(path)
+
+
+def plays(settings, games=GAMES, columns=tuple(SECONDS), factors=(1,)):
+    """Rows as the commands infer and train write them.
+
+    The i-th game takes i + 1 times as long as the first, and the run i
+    `factors[i]` times as long as `SECONDS`.
+    """
+    rows = []
+    for mode, downsample, filters in settings:
+        for i, game in enumerate(games):
+            for column in columns:
+                for run, factor in enumerate(factors):
+                    total = SECONDS[column] * (i + 1) * factor
+                    policy = total - 0.3 * (i + 1) * factor
+                    bare = column == "bare_env"
+                    rows.append(
+                        {
+                            "mode": mode,
+                            "game": game,
+                            "downsample": downsample,
+                            "filters": filters,
+                            "column": column,
+                            "run": run,
+                            "steps": 300 if column == "dense" else 3000,
+                            "total_seconds": total,
+                            "policy_seconds": 0 if bare else policy,
+                            "policy_tenths": ""
+                            if bare
+                            else " ".join(
+                                str(policy * (part + 1) / 10)
+                                for part in range(10)
+                            ),
+                            "changed_positions": "" if bare else 100 * (i + 1),
+                            "new_rows": 10 if column == "content" else "",
+                        }
+                    )
+    return rows
+
+
+def drawn(tmp_path, *tables):
+    paths = [
+        write(tmp_path / f"{i}.csv", rows) for i, rows in enumerate(tables)
+    ]
+    return dict(figures.draw(figures.read(paths)))
+
+
+def labels(ticks):
+    return [tick.get_text() for tick in ticks]
+
+
+def test_the_eleven_heatmaps(tmp_path):
+    inference = plays(HEATMAPS[:6])
+    training = plays(HEATMAPS[6:])
+    for row in training:
+        for name in ("policy_tenths", "changed_positions", "new_rows"):
+            del row[name]
+    all_figures = drawn(tmp_path, inference, training)
+    heatmaps = [name for name in all_figures if name.startswith("heatmap")]
+    assert sorted(heatmaps) == sorted(
+        f"heatmap_{mode}_d{downsample}_{filters.replace(',', '-')}"
+        for mode, downsample, filters in HEATMAPS
+    )
+    for name in heatmaps:
+        axes, bar = all_figures[name].axes
+        assert labels(axes.get_yticklabels()) == [*GAMES, "mean"]
+        assert labels(axes.get_xticklabels()) == [
+            *("bare_env", "dense", "temporal", "content")
+        ]
+        assert [text.get_text() for text in axes.texts] == [
+            *("3.00", "75.0*", "6.00", "3.75"),
+            *("6.00", "150*", "12.0", "7.50"),
+            *("9.00", "225*", "18.0", "11.2"),
+            *("6.00", "150*", "12.0", "7.50"),
+        ]
+        ratios = 10 ** axes.collections[0].get_array().reshape(4, 4)
+        np.testing.assert_allclose(ratios, [[1, 25, 2, 1.25]] * 4)
+        assert axes.get_xlabel() == "* scaled, from 300 steps"
+        assert "bare" in bar.get_ylabel()
+    title = all_figures["heatmap_training_d4_80-160"].axes[0].get_title()
+    assert title == (
+        "Training, downsample 4, filters 80, 160: seconds for 3000 steps"
+    )
+
+
+def test_cells_are_medians_of_runs_of_the_most_steps(tmp_path):
+    rows = plays(HEATMAPS[:1], factors=(1, 9, 2))
+    short = {**rows[0], "steps": 10, "total_seconds": 77, "run": 0}
+    (heatmap, *_) = drawn(tmp_path, [*rows, short]).values()
+    texts = [text.get_text() for text in heatmap.axes[0].texts]
+    assert texts[:4] == ["6.00", "150*", "12.0", "7.50"]
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    rows = plays(HEATMAPS[:1])
+    rows = [
+        row for row in rows if (row["game"], row["column"]) != ("Pong", "dense")
+    ]
+    (heatmap, *_) = drawn(tmp_path, rows).values()
+    (axes, _) = heatmap.axes
+    # An empty cell has no text.
+    texts = [text.get_text() for text in axes.texts if text.get_text()]
+    assert texts[4:7] == ["6.00", "12.0", "7.50"]
+    assert len(texts) == 15
+    with pytest.raises(ValueError, match="bare_env"):
+        drawn(tmp_path, plays(HEATMAPS[:1], columns=("content", "dense")))
+
+
+def test_speed_ups_of_this_project_and_of_the_paper(tmp_path):
+    name = "speed_up_inference_d2_20-40"
+    figure = drawn(tmp_path, plays(HEATMAPS[:1]))[name]
+    (axes,) = figure.axes
+    assert labels(axes.get_yticklabels()) == [*GAMES, "median"]
+    (legend,) = figure.legends
+    assert labels(legend.get_texts()) == [
+        "content",
+        "temporal",
+        "the paper, reuse",
+    ]
+    content, temporal, paper = (
+        [bar.get_width() for bar in bars] for bars in axes.containers
+    )
+    np.testing.assert_allclose(content, [20] * 4)
+    np.testing.assert_allclose(temporal, [12.5] * 4)
+    # 11.06 and 8.01 seconds are published for Alien.
+    assert paper[0] == pytest.approx(11.06 / 8.01)
+    assert paper[3] == pytest.approx(np.median(paper[:3]))
+    texts = labels(axes.texts)
+    assert texts[:8] == ["20×"] * 4 + ["12×"] * 4
+    assert texts[8] == "1.4×"
+
+
+def test_costs_by_filters_and_by_changes(tmp_path):
+    all_figures = drawn(tmp_path, plays(HEATMAPS[:6]))
+    by_filters, by_changes = all_figures["cost_filters_d2"].axes
+    assert labels(by_filters.get_xticklabels()) == ["20,40", "40,80", "80,160"]
+    lines = {
+        line.get_color(): line.get_ydata()
+        for line in by_filters.get_lines()
+        if len(line.get_ydata())
+    }
+    # Of the game in the middle: 7.5 s less 0.6 in the emulator, 3000 steps.
+    content = figures._COLORS["content"]
+    (values,) = [
+        lines[color] for color in lines if np.allclose(_rgb(color), content)
+    ]
+    np.testing.assert_allclose(values, [2300] * 3)
+    points = by_changes.collections[0].get_offsets()
+    assert len(points) == 3 * len(GAMES)
+    assert set(points[:, 0]) == {100, 200, 300}
+    assert "cost_filters_d4" in all_figures
+    assert "cost_filters_d2" not in drawn(tmp_path, plays(HEATMAPS[:1]))
+
+
+def _rgb(color):
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
+
+
+def test_costs_as_frames_go_by(tmp_path):
+    rows = plays(HEATMAPS[:1], games=["Pong"], columns=("bare_env", "content"))
+    rows[1]["policy_tenths"] = ".3 .45 .48 .51 .54 .57 .6 .63 .66 .69"
+    figure = drawn(tmp_path, rows)["cost_frames_inference_d2_20-40"]
+    (axes,) = figure.axes
+    line = axes.get_lines()[0]
+    np.testing.assert_allclose(line.get_xdata(), np.arange(300, 3001, 300))
+    np.testing.assert_allclose(line.get_ydata(), [1000, 500] + [100] * 8)
+
+
+def test_statistics(tmp_path):
+    rows = [
+        {
+            "game": game,
+            "downsample": 2,
+            "pixels": 0.5 * i,
+            "box": 20 * i,
+            "positions": 2 * i,
+            "new": 0.01 * i,
+        }
+        for i, game in enumerate(GAMES, start=1)
+    ]
+    figure = drawn(tmp_path, rows)["statistics_d2"]
+    assert len(figure.axes) == 4
+    assert labels(figure.axes[0].get_yticklabels()) == list(GAMES)
+    for axes, texts in zip(
+        figure.axes,
+        (
+            ["0.5", "1", "1.5"],
+            ["20", "40", "60"],
+            ["2", "4", "6"],
+            ["0.01", "0.02", "0.03"],
+        ),
+        strict=True,
+    ):
+        assert labels(axes.texts) == texts
+        widths = [bar.get_width() for bar in axes.containers[0]]
+        np.testing.assert_allclose(widths, [float(text) for text in texts])
+
+
+def test_the_layer(tmp_path):
+    rows = [
+        {
+            "change": change,
+            "target": changed,
+            "changed": changed,
+            "eager_speed_up": 5 - 4 * changed,
+            "eager_net": "inf" if changed == 0 else 1 / changed,
+        }
+        for change in ("blobs", "noise")
+        for changed in (0.0, 0.1, 1.0)
+    ]
+    (axes,) = drawn(tmp_path, rows)["layer"].axes
+    lines = [
+        [list(line.get_xdata()), list(line.get_ydata())]
+        for line in axes.get_lines()
+        if len(line.get_xdata()) > 1 and line.get_label().startswith("_")
+    ]
+    whole = [[0, 10, 100], [5, 4.6, 1]]
+    net = [[10, 100], [10, 1]]
+    assert lines.count(whole) == 2 and lines.count(net) == 2
+    assert {"blobs", "noise", "whole call", "net of the call"} <= set(
+        labels(axes.get_legend().get_texts())
+    )
+
+
+def test_the_program(tmp_path, capsys):
+    path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
+    out = tmp_path / "new" / "figures"
+    figures.main(["figures", f"--csv={path}", f"--out={out}"])
+    written = capsys.readouterr().out.split()
+    assert len(written) == 3
+    for name in written:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+BAD_ARGUMENTS = {
+    "--csv=missing.csv": "missing.csv",
+    "--csv=other.csv": "other.csv to be a file of the benchmark",
+    "--csv=empty.csv": "empty.csv",
+    "--out=figures": "--csv",
+    "--size=3": "size",
+    "stray": "stray",
+}
+
+
+@pytest.mark.parametrize(("argument", "named"), BAD_ARGUMENTS.items())
+def test_a_bad_argument_is_one_clear_line(
+    argument, named, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(SystemExit) as failure:
+        figures.main(["figures", argument])
+    message = failure.value.code
+    assert message.startswith("reuse_tf.figures: ") and "\n" not in message
+    assert named in message
+
+
+@pytest.fixture(autouse=True)
+def _flags_as_at_the_start():
+    yield
+    for name in figures.FLAGS:
+        figures.FLAGS[name].unparse()
