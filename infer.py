@@ -17,7 +17,17 @@ CHECKPOINT = flags.DEFINE_string(
 NUM_ENVS = flags.DEFINE_integer(
     "num_envs", 1, "Environments to play at once.", lower_bound=1
 )
+RECORD = flags.DEFINE_string(
+    "record",
+    None,
+    "File to write a moving picture to, as GIF: the first 300 steps of the "
+    "game, beside what was recomputed. The seconds of the environment then "
+    "have in them what taking it took.",
+)
 flags.adopt_module_key_flags(program)
+flags.register_validator(
+    RECORD, program.is_writable, message="cannot be written"
+)
 
 
 @flags.validator(CHECKPOINT, message="no such file or directory")
@@ -29,7 +39,7 @@ def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
-        from reuse_tf import play, run_directory
+        from reuse_tf import play, record, run_directory
     run = {}
     if CHECKPOINT.value is not None:
         run = run_directory.saved_settings(CHECKPOINT.value)
@@ -42,6 +52,10 @@ def main(_):
             checkpoint=CHECKPOINT.value,
             seed=program.SEED.value,
         )
+        if RECORD.value is not None:
+            if NUM_ENVS.value > 1:
+                raise ValueError("--record shows one environment, not several")
+            env = record.Recorder(env, policy, program.REUSE.value)
         summary = play.play(
             env,
             policy,
@@ -52,6 +66,8 @@ def main(_):
     except (FloatingPointError, ValueError) as error:
         program.fail(error)
     print(summary)
+    if RECORD.value is not None:
+        env.save(RECORD.value)
     if program.SUMMARY_JSON.value is not None:
         with open(program.SUMMARY_JSON.value, "w") as file:
             json.dump(summary.as_dict(), file, indent=2)

@@ -68,14 +68,17 @@ def _is_downsample(value):
     return value in (1, 2, 4)
 
 
-@flags.validator(SUMMARY_JSON, message="cannot be written")
-def _is_writable(path):
+def is_writable(path):
+    """Whether a path is None, or of a file that can be written."""
     if path is None:
         return True
     folder = os.path.dirname(path) or os.curdir
     if os.path.exists(path):
         return os.path.isfile(path) and os.access(path, os.W_OK)
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
+
+
+flags.register_validator(SUMMARY_JSON, is_writable, message="cannot be written")
 
 
 def run(main):

@@ -241,6 +241,7 @@ def cost(rows, downsample):
         rows["filters"], sorted(rows["filters"].unique(), key=_counts), True
     )
     rows = rows.sort_values("filters")
+    rows = rows.rename(columns={"new_rows": "new rows"})
     figure, (by_filters, by_changes) = _figure(height=4, columns=2)
     seaborn.lineplot(
         rows,
@@ -263,7 +264,7 @@ def cost(rows, downsample):
         x="changed_positions",
         y="micros",
         hue="filters",
-        size="new_rows",
+        size="new rows",
         palette="crest",
         ax=by_changes,
     )
@@ -277,6 +278,7 @@ def cost(rows, downsample):
     for axes in (by_filters, by_changes):
         _number_axis(axes.yaxis)
         axes.legend(fontsize=8)
+    _number_axis(by_changes.xaxis)
     figure.suptitle(f"Cost of acting, downsample {downsample}")
     return figure
 

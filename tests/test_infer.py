@@ -14,6 +14,7 @@ import gymnasium as gym
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from reuse_tf import atari
 from reuse_tf.play import Summary, play, prepare
@@ -60,6 +61,7 @@ BAD_ARGUMENTS = {
     "--checkpoint=missing.keras": "checkpoint",
     "--summary_json=missing/summary.json": "summary_json",
     "--summary_json=.": "summary_json",
+    "--record=missing/agent.gif": "record",
     "--frames=3": "frames",
     "stray": "stray",
 }
@@ -126,6 +128,20 @@ def test_the_summary_is_printed_and_written():
     assert re.search(r"steps: +1500\n", result.stdout)
     assert f"policy {seconds['policy']:.3f}" in result.stdout
     assert f"conv2 {summary['recomputed']['conv2']:.2%}" in result.stdout
+
+
+def test_a_moving_picture_is_recorded():
+    arguments = [*SMALL, "--game=Breakout", "--steps=50"]
+    result = infer(*arguments, "--record=agent.gif")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    with Image.open("agent.gif") as picture:
+        assert picture.format == "GIF"
+        assert 20 <= picture.n_frames <= 26
+    result = infer(*arguments, "--record=agent.gif", "--num_envs=2")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "--record" in line
 
 
 def test_interrupting_prints_the_summary_of_what_was_played():
