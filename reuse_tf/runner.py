@@ -77,24 +77,25 @@ class Structure(NamedTuple):
 
     Attributes:
         pixels: The distinct pixels, float32 `[U, C]`.
-        patches: For each convolution and pooling, the distinct patches, as
-            ids of the rows of the layer before: int32 `[M, taps]`, -1 being
-            padding.
         pairs: The distinct (position, row) pairs of the last map, int32
             `[D, 2]`, ordered by position.
         contents: What tiles of 4 x 4 positions of the last map show, as pairs:
             int32 `[E, 16]`, -1 where a tile reaches beyond the map.
         runs: When a tile shows a content: (content, first frame, last frame +
             1), int32 `[K, 3]`.
-        num_frames: T.
+        order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
+            frames of a stream have consecutive numbers.
+        patches: For each convolution and pooling, the distinct patches, as
+            ids of the rows of the layer before: int32 `[M, taps]`, -1 being
+            padding.
     """
 
     pixels: tf.Tensor
-    patches: list
     pairs: tf.Tensor
     contents: tf.Tensor
     runs: tf.Tensor
-    num_frames: int
+    order: tf.Tensor
+    patches: list
 
 
 class Runner:
@@ -250,13 +251,12 @@ class Runner:
         """
         frames = tf.convert_to_tensor(frames)
         _check_dtype(frames.dtype)
-        pixels, pairs, contents, runs, patches = ops.video_structure(
-            frames,
-            program=self._chain.program(frames.dtype),
-            num_stages=self._chain.num_stages,
-        )
         return Structure(
-            pixels, patches, pairs, contents, runs, frames.shape[0]
+            *ops.video_structure(
+                frames,
+                program=self._chain.program(frames.dtype),
+                num_stages=self._chain.num_stages,
+            )
         )
 
     def record(self, dtype=tf.uint8):
@@ -275,26 +275,21 @@ class Runner:
         """Ends a recording.
 
         Returns:
-            A pair of the `Structure` of all frames that were stepped since
-            `record` was called, and their number by stream, int32 `[N]`. The
-            frames of stream 0 come first, in time order, then those of stream
-            1, and so on. None if the tables were cleared in between, because
+            The `Structure` of all frames that were stepped since `record` was
+            called, in the order of the steps, and within a step in that of
+            the streams. None if the tables were cleared in between, because
             one was full, weights changed, or content reuse did not pay; if
-            nothing was stepped; or if nothing was asked for.
+            nothing was stepped; or if there is no recording.
         """
         if self._recorded is None:
             return None
-        pixels, pairs, contents, runs, patches, frames = ops.runner_recording(
-            self._recorded.handle, num_stages=self._chain.num_stages
+        structure = Structure(
+            *ops.runner_recording(
+                self._recorded.handle, num_stages=self._chain.num_stages
+            )
         )
         self._recorded = None
-        if len(frames) == 0:
-            return None
-        frames = frames.numpy()
-        structure = Structure(
-            pixels, patches, pairs, contents, runs, int(frames.sum())
-        )
-        return structure, frames
+        return structure if len(structure.order) else None
 
     def reset_state(self, streams=None):
         """Forgets streams. Never needed for a right result.
@@ -659,7 +654,8 @@ _HANDLERS = {
 def _sum_pairs(values, structure):
     """From values by pair, `[D, *]`, to their sums by frame, `[T, *]`."""
     contents = ops.patch_pool(values, structure.contents, kind="sum")
-    return ops.run_sum(contents, structure.runs, structure.num_frames)
+    sums = ops.run_sum(contents, structure.runs, len(structure.order))
+    return tf.gather(sums, structure.order)
 
 
 def _unique(names):

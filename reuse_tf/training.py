@@ -253,7 +253,7 @@ def train(settings, run_dir, make_env=None):
         rows = [_parse(row) for row in directory.restore(read)]
         if progress.updates == 0:
             save()
-        act, logits_fn, max_frames, stats = evaluators(model, settings.reuse)
+        evaluate = evaluator(model, settings.reuse)
         bar = _Bar(settings, rows)
         log = _tensorboard(directory.path)
         earlier = progress.total_seconds
@@ -271,15 +271,19 @@ def train(settings, run_dir, make_env=None):
                 break
 
             try:
-                played = _play(envs, act, rng, count, max_steps, progress, bar)
+                evaluate.begin()
+                played, order = _play(
+                    envs, evaluate.act, rng, count, max_steps, progress, bar
+                )
                 begin = time.perf_counter()
+                at_once = evaluate.end(order)
                 gradient = reinforce.policy_gradient(
-                    logits_fn,
+                    at_once or evaluate.logits_fn,
                     model.trainable_variables,
                     [episode for episode, _ in played],
                     discount=settings.discount,
                     entropy=settings.entropy,
-                    max_frames=max_frames,
+                    max_frames=None if at_once else evaluate.max_frames,
                 )
                 norm = compiled.apply(gradient.gradients)
             except FloatingPointError as error:
@@ -322,7 +326,7 @@ def train(settings, run_dir, make_env=None):
         if saved_updates != progress.updates:
             save()
         _draw(rows, settings, directory.path)
-    stats = stats()
+    stats = evaluate.stats
     return model, TrainingSummary(
         game=settings.game,
         steps=progress.steps,
@@ -359,12 +363,14 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
 
     Returns:
         Pairs of an `Episode` and how it ended, in the order in which they
-        began.
+        began; and of each of their frames its number among all in the order
+        of acting.
     """
     begin = time.perf_counter()
     slots = [_Slot(env) for env in envs[:count]]
     progress.environment_seconds += time.perf_counter() - begin
     episodes = [slot.episode for slot in slots]
+    numbers = {}  # by episode
     ends = {}
     played = 0
     while slots and played != max_steps:
@@ -382,6 +388,7 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
         ):
             frame, reward, terminated, truncated, _ = slot.env.step(action)
             slot.episode.append(slot.frame, action, reward)
+            numbers.setdefault(slot.episode, []).append(played + index)
             slot.frame = frame
             if terminated or truncated:
                 ends[slot.episode] = "terminated" if terminated else "truncated"
@@ -396,48 +403,87 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
         progress.environment_seconds += end - chosen
         progress.steps += len(acting)
         bar.update(progress.steps)
-    return [
-        (episode, ends.get(episode, "cut"))
-        for episode in episodes
-        if len(episode)
-    ]
+    episodes = [episode for episode in episodes if len(episode)]
+    return (
+        [(episode, ends.get(episode, "cut")) for episode in episodes],
+        [number for episode in episodes for number in numbers[episode]],
+    )
 
 
-def evaluators(model, reuse):
-    """Returns how to act, to differentiate, and to tell what was recomputed.
+class Reusing:
+    """How to act and to differentiate, with reuse.
 
     Args:
         model: A Keras model, frames `[N, height, width, channels]` to logits.
-        reuse: See `Settings`.
+        reuse: `"content"` or `"temporal"`.
 
-    Returns:
-        A function from frames `[N, height, width, channels]` of N streams to
-        logits; the `logits_fn` and the `max_frames` of
-        `reinforce.policy_gradient`; and a function that returns the
-        `RunnerStats` of acting, or None without reuse.
+    Attributes:
+        act: A function from frames of N streams to logits.
+        logits_fn: That of `reinforce.policy_gradient`.
+        max_frames: Likewise.
     """
-    if reuse != "none":
-        runner = Runner(model, reuse)
+
+    def __init__(self, model, reuse):
+        self._runner = Runner(model, reuse)
+        self.act = self._runner.step
+        self.logits_fn = self._runner
         frame_bytes = np.prod(model.input_shape[1:])
-        return (
-            runner.step,
-            runner,
-            max(1, int(_VIDEO_BYTES / frame_bytes)),
-            lambda: runner.stats,
+        self.max_frames = max(1, int(_VIDEO_BYTES / frame_bytes))
+
+    @property
+    def stats(self):
+        """The `RunnerStats` of acting."""
+        return self._runner.stats
+
+    def begin(self):
+        """Has what is acted from now on be differentiated at less cost."""
+        self._runner.record()
+
+    def end(self, order):
+        """Returns a `logits_fn` for all that was acted since `begin`, at once.
+
+        Args:
+            order: The number of each of its frames in the order of acting.
+
+        Returns:
+            None if there is none, or too much.
+        """
+        structure = self._runner.recorded()
+        if structure is None or len(order) > self.max_frames:
+            return None
+        return lambda frames: tf.gather(self._runner(structure), order)
+
+
+class Plain:
+    """The same without reuse."""
+
+    stats = None
+
+    def __init__(self, model):
+        call = tf.function(
+            lambda frames: model(frames, training=False),
+            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
+        ).get_concrete_function()
+        # Slow at first.
+        call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))
+        self.act = lambda frames: call(tf.constant(frames)).numpy()
+        self.logits_fn = lambda frames: call(tf.constant(frames))
+        activations = sum(
+            np.prod(layer.output.shape[1:]) for layer in model.layers
         )
-    call = tf.function(
-        lambda frames: model(frames, training=False),
-        input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
-    ).get_concrete_function()
-    call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))  # Slow at first.
-    activations = sum(np.prod(layer.output.shape[1:]) for layer in model.layers)
-    return (
-        lambda frames: call(tf.constant(frames)).numpy(),
-        lambda frames: call(tf.constant(frames)),
         # Of float32, and as many for their gradients.
-        max(1, int(_DENSE_BYTES / (2 * 4 * activations))),
-        lambda: None,
-    )
+        self.max_frames = max(1, int(_DENSE_BYTES / (2 * 4 * activations)))
+
+    def begin(self):
+        pass
+
+    def end(self, order):
+        return None
+
+
+def evaluator(model, reuse):
+    """Returns a `Reusing`, or, if `reuse` is `"none"`, a `Plain`."""
+    return Plain(model) if reuse == "none" else Reusing(model, reuse)
 
 
 def _spaces(env):

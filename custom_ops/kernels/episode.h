@@ -64,19 +64,20 @@ class EpisodeRecorder {
       open_[change.stream * tiles + change.tile] = {content,
                                                     frames_[change.stream]};
     }
-    for (int64_t n = 0; n < streams; ++n) ++frames_[n];
+    for (int64_t n = 0; n < streams; ++n) {
+      ++frames_[n];
+      stream_of_.push_back(static_cast<int32_t>(n));
+    }
     return true;
   }
-
-  // By stream. In a recording, all frames of a stream stand together.
-  const std::vector<int32_t>& frames() const { return frames_; }
 
   // All that was recorded. `pairs` are distinct and in the order of their
   // positions, so that what belongs to a position is read once. `contents` has
   // Tiles::kPositions pairs for each content, -1 where a tile reaches beyond
-  // the map. Nothing is searched or compared: all is counted.
+  // the map. Runs number the frames stream by stream; `order` has the numbers
+  // in the order of the steps. Nothing is searched or compared: all is counted.
   void Finish(std::vector<Pair>* pairs, std::vector<int32_t>* contents,
-              std::vector<Run>* runs) {
+              std::vector<Run>* runs, std::vector<int32_t>* order) {
     for (int64_t n = 0; n < streams_; ++n) CloseStream(n);
     std::vector<int32_t> first_frame(frames_.size() + 1, 0);
     for (size_t n = 0; n < frames_.size(); ++n) {
@@ -87,6 +88,8 @@ class EpisodeRecorder {
       const int32_t first = first_frame[shown.stream];
       runs->push_back({shown.content, first + shown.begin, first + shown.end});
     }
+    order->clear();
+    for (const int32_t n : stream_of_) order->push_back(first_frame[n]++);
     // The contents of each tile.
     const int64_t count = contents_.size(), tiles = tiles_.count();
     std::vector<int32_t> ends(tiles + 1, 0), of_tile(count);
@@ -106,10 +109,10 @@ class EpisodeRecorder {
     std::vector<int32_t> pair_of(rows, -1);
     pairs->clear();
     contents->assign(count * Tiles::kPositions, -1);
-    const std::vector<int32_t> order = tiles_.Order();
-    for (size_t at = 0; at < order.size(); ++at) {
-      const int64_t tile = order[at] / Tiles::kPositions;
-      const int64_t place = order[at] % Tiles::kPositions;
+    const std::vector<int32_t> places = tiles_.Order();
+    for (size_t at = 0; at < places.size(); ++at) {
+      const int64_t tile = places[at] / Tiles::kPositions;
+      const int64_t place = places[at] % Tiles::kPositions;
       const int32_t first = static_cast<int32_t>(pairs->size());
       for (int64_t i = tile == 0 ? 0 : ends[tile - 1]; i < ends[tile]; ++i) {
         const int32_t row = contents_.key(of_tile[i])[1 + place];
@@ -147,8 +150,9 @@ class EpisodeRecorder {
   InternTable contents_;        // of a tile, numbered from 1, and its rows
   std::vector<int32_t> known_;  // contents by the structure's numbers
   int64_t streams_ = 0;
-  std::vector<int32_t> frames_;  // by stream
-  std::vector<Open> open_;       // by stream and tile
+  std::vector<int32_t> frames_;     // how many, by stream
+  std::vector<int32_t> stream_of_;  // by frame, in the order of the steps
+  std::vector<Open> open_;          // by stream and tile
   std::vector<Shown> shown_;
 };
 

@@ -207,7 +207,8 @@ void Network::Step(const void* frames, int64_t streams,
   const double begin = Seconds();
   if (recording_ == Recording::kAsked) {
     recording_ = Recording::kRunning;
-    Restart(reuse());
+    Restart(options_.reuse);
+    recent_frames_ = recent_changed_ = recent_new_ = 0;
     if (reuse() == Reuse::kContent) {
       recorder_ =
           std::make_unique<EpisodeRecorder>(structure_.tiles(), kMaxContents);

@@ -404,6 +404,7 @@ void TestEpisodes() {
     Video video(frame, random.Int(1, 3), i);
     // By stream and frame, and position: the row of `plain`.
     std::vector<std::vector<std::vector<int32_t>>> want;
+    std::vector<size_t> streams;  // by frame, in the order of the steps
     for (int step = random.Int(0, 3); step < 12; ++step, video.Next()) {
       CHECK(structure.Step(video.data(), video.streams(), Serial));
       CHECK(recorder.Add(structure));
@@ -411,6 +412,7 @@ void TestEpisodes() {
       want.resize(std::max<size_t>(want.size(), video.streams()));
       for (int64_t n = 0; n < video.streams(); ++n) {
         want[n].emplace_back();
+        streams.push_back(n);
         for (int64_t at = 0; at < height * width; ++at) {
           want[n].back().push_back(
               plain.id(windows.size(), n * height * width + at));
@@ -418,14 +420,17 @@ void TestEpisodes() {
       }
     }
     std::vector<Pair> pairs;
-    std::vector<int32_t> contents;
+    std::vector<int32_t> contents, order, want_order;
     std::vector<Run> runs;
-    recorder.Finish(&pairs, &contents, &runs);
+    recorder.Finish(&pairs, &contents, &runs, &order);
     std::vector<std::vector<int32_t>> frames;
-    for (size_t n = 0; n < want.size(); ++n) {
-      CHECK(recorder.frames()[n] == static_cast<int32_t>(want[n].size()));
-      frames.insert(frames.end(), want[n].begin(), want[n].end());
+    std::vector<int32_t> next;  // by stream
+    for (const auto& of_stream : want) {
+      next.push_back(frames.size());
+      frames.insert(frames.end(), of_stream.begin(), of_stream.end());
     }
+    for (const size_t n : streams) want_order.push_back(next[n]++);
+    CHECK(order == want_order);
     std::map<std::pair<int32_t, int32_t>, int> distinct;
     for (size_t k = 0; k < pairs.size(); ++k) {
       CHECK(k == 0 || pairs[k - 1].position <= pairs[k].position);

@@ -50,6 +50,7 @@ REGISTER_OP("ReuseTF>VideoStructure")
     .Output("pairs: int32")
     .Output("contents: int32")
     .Output("runs: int32")
+    .Output("order: int32")
     .Output("patches: num_stages * int32")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle frames;
@@ -68,6 +69,7 @@ pairs: The distinct (position, row) pairs of the last map, ordered by position,
 contents: What a tile of positions shows, as pairs; -1 where it reaches beyond
   the map, [E, 16].
 runs: That a tile shows a content: content, first frame, last frame + 1, [K, 3].
+order: By frame, its number in `runs`: [T], from 0 on.
 patches: For each window the distinct patches, as ids of the rows before,
   [M, taps]; -1 is padding.
 )doc");
@@ -276,7 +278,7 @@ class VideoStructureOp : public OpKernel {
                   absl::ResourceExhaustedError(
                       "frames have more than 2^31 - 1 distinct patches"));
     }
-    OutputStructure(context, shape, structure, &recorder);
+    OutputStructure(context, shape, windows, structure, &recorder);
   }
 
   NetworkSpec spec_;

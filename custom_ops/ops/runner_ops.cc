@@ -105,20 +105,20 @@ REGISTER_OP("ReuseTF>RunnerRecording")
     .Output("pairs: int32")
     .Output("contents: int32")
     .Output("runs: int32")
+    .Output("order: int32")
     .Output("patches: num_stages * int32")
-    .Output("frames: int32")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle scalar;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 0, &scalar));
       SetStructureShapes(c, c->UnknownDim());
-      c->set_output(c->num_outputs() - 1, c->UnknownShapeOfRank(1));
       return absl::OkStatus();
     })
     .Doc(R"doc(
 Ends a recording: what VideoStructure would say of the streams, one after the
-other, and the number of frames of each. All is empty if there is nothing, or if
-the tables were cleared while it was under way.
+other. `order` has the frames in the order of the steps, and in a step in that
+of the streams. All is empty if there is nothing, or if the tables were cleared
+while it was under way.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerStats")
@@ -336,31 +336,13 @@ class RunnerRecordingOp : public OpKernel {
                 absl::InvalidArgumentError(
                     absl::StrCat("num_stages must be that of the program, ",
                                  spec.stages.size(), ", got ", stages_)));
+    std::vector<Window> windows;
+    for (const auto& stage : spec.stages) windows.push_back(stage.window);
     try {
       state->WithNetwork([&](Network& network) {
         const auto recorder = network.TakeRecording();
-        static const std::vector<int32_t> kNone;
-        const std::vector<int32_t>& frames =
-            recorder == nullptr ? kNone : recorder->frames();
-        Tensor* out = nullptr;
-        OP_REQUIRES_OK(context,
-                       context->allocate_output(
-                           context->num_outputs() - 1,
-                           {static_cast<int64_t>(frames.size())}, &out));
-        std::copy(frames.begin(), frames.end(), out->flat<int32_t>().data());
-        if (recorder != nullptr) {
-          OutputStructure(context, spec.frame, network.structure(),
-                          recorder.get());
-          return;
-        }
-        OutputPixels(context, spec.frame, nullptr, 0);
-        OutputIds(context, 1, 0, 2, nullptr);
-        OutputIds(context, 2, 0, Tiles::kPositions, nullptr);
-        OutputIds(context, 3, 0, 3, nullptr);
-        for (size_t i = 0; i < spec.stages.size(); ++i) {
-          OutputIds(context, 4 + static_cast<int>(i), 0,
-                    spec.stages[i].window.taps(), nullptr);
-        }
+        OutputStructure(context, spec.frame, windows, network.structure(),
+                        recorder.get());
       });
     } catch (const std::bad_alloc&) {
       context->CtxFailure(

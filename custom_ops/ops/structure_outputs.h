@@ -14,7 +14,7 @@
 
 namespace reuse_tf {
 
-// The shapes of pixels, pairs, contents, runs and patches.
+// The shapes of pixels, pairs, contents, runs, order and patches.
 inline void SetStructureShapes(
     tensorflow::shape_inference::InferenceContext* c,
     tensorflow::shape_inference::DimensionHandle channels) {
@@ -22,18 +22,18 @@ inline void SetStructureShapes(
   c->set_output(1, c->Matrix(c->UnknownDim(), 2));
   c->set_output(2, c->Matrix(c->UnknownDim(), Tiles::kPositions));
   c->set_output(3, c->Matrix(c->UnknownDim(), 3));
-  for (int i = 4; i < c->num_outputs(); ++i) {
+  c->set_output(4, c->UnknownShapeOfRank(1));
+  for (int i = 5; i < c->num_outputs(); ++i) {
     c->set_output(i, c->UnknownShapeOfRank(2));
   }
 }
 
 inline void OutputIds(tensorflow::OpKernelContext* context, int index,
-                      int64_t rows, int64_t width, const void* data) {
+                      const tensorflow::TensorShape& shape, const void* data) {
   tensorflow::Tensor* out = nullptr;
-  OP_REQUIRES_OK(context, context->allocate_output(index, {rows, width}, &out));
-  if (rows > 0) {
-    std::memcpy(out->flat<int32_t>().data(), data,
-                rows * width * sizeof(int32_t));
+  OP_REQUIRES_OK(context, context->allocate_output(index, shape, &out));
+  if (out->NumElements() > 0) {
+    std::memcpy(out->data(), data, out->NumElements() * sizeof(int32_t));
   }
 }
 
@@ -58,28 +58,37 @@ inline void OutputPixels(tensorflow::OpKernelContext* context,
   }
 }
 
-// What was recorded of a structure; nothing if there are no frames.
+// What was recorded of a structure: nothing if there are no frames, or if
+// `recorder` is null.
 inline void OutputStructure(tensorflow::OpKernelContext* context,
-                            const FrameShape& frame, const Structure& structure,
+                            const FrameShape& frame,
+                            const std::vector<Window>& windows,
+                            const Structure& structure,
                             EpisodeRecorder* recorder) {
   std::vector<Pair> pairs;
-  std::vector<int32_t> contents;
+  std::vector<int32_t> contents, order;
   std::vector<Run> runs;
-  recorder->Finish(&pairs, &contents, &runs);
+  if (recorder != nullptr) recorder->Finish(&pairs, &contents, &runs, &order);
+  const auto size = [](const auto& v) {
+    return static_cast<int64_t>(v.size());
+  };
+  const bool any = !order.empty();
   const auto& maps = structure.maps();
   const InternTable* table = maps[0].table.get();
   OutputPixels(context, frame, table,
-               runs.empty()       ? 0
-               : table != nullptr ? table->size()
-                                  : 256);
-  OutputIds(context, 1, pairs.size(), 2, pairs.data());
-  OutputIds(context, 2, contents.size() / Tiles::kPositions, Tiles::kPositions,
+               !any               ? 0
+               : table == nullptr ? 256
+                                  : table->size());
+  OutputIds(context, 1, {size(pairs), 2}, pairs.data());
+  OutputIds(context, 2, {size(contents) / Tiles::kPositions, Tiles::kPositions},
             contents.data());
-  OutputIds(context, 3, runs.size(), 3, runs.data());
-  for (size_t i = 1; i < maps.size(); ++i) {
-    const InternTable& patches = *maps[i].table;
-    OutputIds(context, 3 + static_cast<int>(i), patches.size(), patches.words(),
-              patches.key(0));
+  OutputIds(context, 3, {size(runs), 3}, runs.data());
+  OutputIds(context, 4, {size(order)}, order.data());
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const InternTable* patches = any ? maps[i + 1].table.get() : nullptr;
+    OutputIds(context, 5 + static_cast<int>(i),
+              {any ? patches->size() : 0, windows[i].taps()},
+              any ? patches->key(0) : nullptr);
   }
 }
 

@@ -141,15 +141,15 @@ def _gradient(model, reuse, frames):
         episode.append(frame, 0, float(i == len(frames) - 1))
     short = reinforce.Episode()
     short.append(frames[0], 0, 1.0)
-    _, logits_fn, max_frames, _ = training.evaluators(model, reuse)
+    evaluator = training.evaluator(model, reuse)
     for played in (short, episode):  # The first time takes longer.
         begin = time.perf_counter()
         reinforce.policy_gradient(
-            logits_fn,
+            evaluator.logits_fn,
             model.trainable_variables,
             [played],
             discount=0.99,
-            max_frames=max_frames,
+            max_frames=evaluator.max_frames,
         )
         seconds = time.perf_counter() - begin
     row = {
@@ -157,7 +157,7 @@ def _gradient(model, reuse, frames):
         "gradient_frames": len(frames),
     }
     if reuse != "none":
-        patches = logits_fn.structure(np.stack(frames)).patches
+        patches = evaluator.logits_fn.structure(np.stack(frames)).patches
         row["gradient_rows"] = sum(len(table) for table in patches)
     return row
 
