@@ -153,42 +153,53 @@ void PairProducts(const Pair* pairs, int64_t count, const float* rows,
 }
 
 void PairGradients(const Pair* pairs, int64_t count, const float* rows,
-                   int64_t channels, const float* weights, int64_t units,
-                   const float* gradient, const ParallelFor& parallel,
-                   float* rows_gradient, float* weights_gradient) {
-  constexpr int64_t kChannels = 16;
+                   int64_t channels, const float* weights, int64_t positions,
+                   int64_t units, const float* gradient,
+                   const ParallelFor& parallel, float* rows_gradient,
+                   float* weights_gradient) {
+  constexpr int64_t kChannels = 8;
   const InstructionSet& set = BestInstructionSet();
-  // Each thread has channels of its own, of rows and of weights. The weights of
-  // a position are transposed while its pairs are gone through.
-  parallel((channels + kChannels - 1) / kChannels,
-           count * (units + 2) * kChannels / 8,
-           [=, &set](int64_t begin, int64_t end) {
-             const int64_t first = begin * kChannels;
-             const int64_t width = std::min(channels, end * kChannels) - first;
-             std::vector<float> transposed(units * width), sums(units * width);
-             for (int64_t i = 0; i < count;) {
-               const int32_t position = pairs[i].position;
-               const int64_t offset = (position * channels + first) * units;
-               for (int64_t c = 0; c < width; ++c) {
-                 for (int64_t u = 0; u < units; ++u) {
-                   transposed[u * width + c] = weights[offset + c * units + u];
-                 }
-               }
-               std::fill(sums.begin(), sums.end(), 0.f);
-               for (; i < count && pairs[i].position == position; ++i) {
-                 const int64_t row = pairs[i].row * channels + first;
-                 set.transposed(rows + row, gradient + i * units,
-                                transposed.data(), units, width, width,
-                                sums.data(), rows_gradient + row);
-               }
-               for (int64_t c = 0; c < width; ++c) {
-                 for (int64_t u = 0; u < units; ++u) {
-                   weights_gradient[offset + c * units + u] +=
-                       sums[u * width + c];
-                 }
-               }
-             }
-           });
+  // Each thread has channels of its own, of rows and of weights.
+  parallel(
+      (channels + kChannels - 1) / kChannels,
+      (count + positions) * (units + 2) * kChannels / 8,
+      [=, &set](int64_t begin, int64_t end) {
+        const int64_t first = begin * kChannels;
+        const int64_t width = std::min(channels, end * kChannels) - first;
+        const int64_t size = width * units;
+        std::vector<float> transposed(size), gathered, panels;
+        int64_t i = 0;
+        for (int64_t position = 0; position < positions; ++position) {
+          const int64_t at = (position * channels + first) * units;
+          const int64_t start = i;
+          while (i < count && pairs[i].position == position) ++i;
+          const int64_t n = i - start;
+          if (n == 0) {
+            std::fill_n(weights_gradient + at, size, 0.f);
+            continue;
+          }
+          for (int64_t c = 0; c < width; ++c) {
+            for (int64_t u = 0; u < units; ++u) {
+              transposed[u * width + c] = weights[at + c * units + u];
+            }
+          }
+          gathered.resize(n * width);
+          for (int64_t k = 0; k < n; ++k) {
+            const int64_t row = pairs[start + k].row * channels + first;
+            std::memcpy(gathered.data() + k * width, rows + row,
+                        width * sizeof(float));
+            set.add_product(gradient + (start + k) * units, transposed.data(),
+                            units, width, rows_gradient + row);
+          }
+          // The rows, transposed, times the gradients.
+          panels.resize(set.Padded(units) * n);
+          set.Pack(gradient + start * units, units, n, units, panels.data());
+          set.Multiply(gathered.data(), 1, width, width, n, panels.data(),
+                       nullptr, units, [&](int64_t c) {
+                         return weights_gradient + at + c * units;
+                       });
+        }
+      });
 }
 
 void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,

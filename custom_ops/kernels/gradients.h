@@ -36,13 +36,14 @@ void PairProducts(const Pair* pairs, int64_t count, const float* rows,
                   int64_t channels, const float* weights, int64_t positions,
                   int64_t units, const ParallelFor& parallel, float* out);
 
-// Adds the gradients of that, given the one of out, to rows_gradient [*,
-// channels] and weights_gradient [positions, channels, units], which hold zeros
-// before. Pairs must be in the order of their positions.
+// Adds the gradient of rows, given the one of out, to rows_gradient [*,
+// channels], which holds zeros before, and sets weights_gradient [positions,
+// channels, units]. Pairs must be in the order of their positions.
 void PairGradients(const Pair* pairs, int64_t count, const float* rows,
-                   int64_t channels, const float* weights, int64_t units,
-                   const float* gradient, const ParallelFor& parallel,
-                   float* rows_gradient, float* weights_gradient);
+                   int64_t channels, const float* weights, int64_t positions,
+                   int64_t units, const float* gradient,
+                   const ParallelFor& parallel, float* rows_gradient,
+                   float* weights_gradient);
 
 // out[t, :] = the sum of values[run.content, :] over the runs that hold at t,
 // for values [*, units] and out [frames, units]. Differences are summed in

@@ -31,10 +31,8 @@ struct InstructionSet {
                 int64_t depth, int64_t columns, const float* end,
                 float* const* out);
   void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
-  void (*transposed)(const float* row, const float* gradient,
-                     const float* weights, int64_t units, int64_t stride,
-                     int64_t channels, float* weights_gradient,
-                     float* row_gradient);
+  void (*add_product)(const float* a, const float* b, int64_t depth,
+                      int64_t columns, float* out);
 
   // `columns` rounded up to whole vectors: the width of panels side by side.
   int64_t Padded(int64_t columns) const {

@@ -471,8 +471,7 @@ class PairProductOp : public OpKernel {
       OP_REQUIRES_OK(context, context->allocate_output(1, weights.shape(),
                                                        &weights_gradient));
       rows_gradient->flat<float>().setZero();
-      weights_gradient->flat<float>().setZero();
-      PairGradients(list, count, from, channels, matrices, units,
+      PairGradients(list, count, from, channels, matrices, positions, units,
                     gradient.flat<float>().data(), OpThreads(context),
                     rows_gradient->flat<float>().data(),
                     weights_gradient->flat<float>().data());
