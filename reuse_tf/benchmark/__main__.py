@@ -8,6 +8,7 @@ import sys
 
 from absl import flags
 
+from reuse_tf import process
 from reuse_tf.benchmark import infer, layer, statistics, train
 
 COMMANDS = {
@@ -42,6 +43,7 @@ def main(argv):
         _fail(error)
     if stray:
         _fail(f"unexpected argument {stray[0]!r}")
+    process.settle()
     try:
         command.main()
     except flags.Error as error:
