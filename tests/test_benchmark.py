@@ -17,6 +17,7 @@ from reuse_tf.benchmark import (
     grid,
     infer,
     layer,
+    memory,
     replay,
     statistics,
     timing,
@@ -287,7 +288,7 @@ def test_the_bare_emulator_plays_the_same_game(monkeypatch):
 # -- Acting and learning -----------------------------------------------------
 
 PLAY = ["--downsample=4", "--filters=3,5", "--steps=60", "--dense_steps=20"]
-COMMANDS = {"infer": infer, "train": train}
+COMMANDS = ["infer", "train"]
 
 
 def run(command, capsys, *arguments):
@@ -397,15 +398,15 @@ def test_finished_rows_are_kept(command, capsys, tmp_path, monkeypatch):
     path = tmp_path / "rows.csv"
     # Four columns, one of them on fewer steps, and two runs.
     arguments = ["--games=Pong", "--runs=2", f"--out={path}"]
-    module = COMMANDS[command]
+    owner = {"infer": infer, "train": train.Fresh}[command]
     measured = []
-    measure = module.measure
+    measure = owner.measure
 
     def watched(*positional, **asked):
         measured.append(asked["column"])
         return measure(*positional, **asked)
 
-    monkeypatch.setattr(module, "measure", watched)
+    monkeypatch.setattr(owner, "measure", watched)
     (first,) = run(command, capsys, *arguments)
     assert list(first) == ["game", "Pong", "median", "largest"]
     assert first["Pong"] == first["median"] == first["largest"]
@@ -563,6 +564,18 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(monkeypatch):
     with pytest.raises(SystemExit) as failure:
         program.main(["benchmark", "infer", "--columns=dense_gpu"])
     assert "dense_gpu: TensorFlow sees no GPU" in failure.value.code
+
+
+def test_memory_is_measured():
+    with memory.Meter() as meter:
+        values = np.ones(25 * 2**20)  # 200 MB
+        del values
+    assert 195 < meter.peak_mb - meter.start_mb < 300
+    assert meter.end_mb - meter.start_mb < 50
+    # The peak is that of the time in between.
+    with memory.Meter() as again:
+        pass
+    assert again.peak_mb - again.start_mb < 50
 
 
 # -- Statistics --------------------------------------------------------------

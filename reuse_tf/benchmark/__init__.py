@@ -1,4 +1,4 @@
 """Measures this package against plain Keras: `python -m reuse_tf.benchmark`.
 
-Every figure is a ratio of times taken in alternation in one process.
+What is compared is measured in turns in one process.
 """

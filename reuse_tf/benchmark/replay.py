@@ -37,7 +37,9 @@ class Replay:
         self._emulator.step, self._emulator.reset = self.step, self.reset
         rng = np.random.default_rng(seed)
         self._actions = rng.integers(env.action_space.n, size=steps).tolist()
-        self._marks = {-(-steps * part // _PARTS) for part in range(1, 11)}
+        self._marks = {
+            -(-steps * part // _PARTS) for part in range(1, _PARTS + 1)
+        }
         self._seed = seed
         self._begin = None
         self.emulator_seconds = 0.0

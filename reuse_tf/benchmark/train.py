@@ -1,17 +1,18 @@
 """Learning: REINFORCE with and without reuse, against the bare emulator.
 
 `training.train` trains a policy in each game, with an update at the end of
-every episode, as `train.py` does; in turns, in one process, by plain Keras and
-a plain tape, in chunks of frames (dense), with temporal and with content
-reuse, and, as the limit, the emulator alone (bare_env). All do the same random
-actions and see the same frames: the actions that a policy draws are timed and
-thrown away. Beside it, the gradient of one long episode. Results in `--out`
-are kept: only what is missing is measured.
+every episode, as `train.py` does; in turns, in one process for each game, by
+plain Keras and a plain tape, in chunks of frames (dense), with temporal and
+with content reuse, and, as the limit, the emulator alone (bare_env). All do the
+same random actions and see the same frames: the actions that a policy draws
+are timed and thrown away. Beside it, the gradient of one long episode. Results
+in `--out` are kept: only what is missing is measured.
 """
 
+import concurrent.futures
 import contextlib
-import functools
 import io
+import multiprocessing
 import tempfile
 import time
 
@@ -41,7 +42,7 @@ def measure(game, *, downsample, filters, column, steps, seed, resident):
         column: A key of `grid.COLUMNS`.
         steps: Steps to train for.
         seed: Decides weights, game and actions.
-        resident: What `resident` returned when the process began.
+        resident: What the function of that name returned at the beginning.
 
     Returns:
         A dict. `total_seconds`, from the first step to the end of the last
@@ -91,13 +92,53 @@ def measure(game, *, downsample, filters, column, steps, seed, resident):
     return {**row, **resident, **meter.as_dict()}
 
 
+class Fresh:
+    """Runs `measure` in a process that is new for each game and setting.
+
+    TensorFlow keeps to the end of a process what a compiled update of a Keras
+    optimizer writes to (in the graph of a custom gradient, which it registers
+    for good): one process for all would run out of memory.
+    """
+
+    def __init__(self):
+        self._setting = None
+        self._process = None
+
+    def measure(self, **asked):
+        """Returns what `measure` does, of the same arguments."""
+        setting = (asked["game"], asked["downsample"], asked["filters"])
+        if setting != self._setting:
+            self.close()
+            self._process = concurrent.futures.ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), _start
+            )
+            self._setting = setting
+        return self._process.submit(_measure_above, **asked).result()
+
+    def close(self):
+        """Ends the process."""
+        if self._process is not None:
+            self._process.shutdown()
+
+
+_resident = None
+
+
+def _start():
+    global _resident
+    _resident = resident()
+
+
+def _measure_above(**asked):
+    return measure(**asked, resident=_resident)
+
+
 def resident():
-    """Measures the process before and after a tiny training.
+    """Measures a process before and after a tiny training.
 
     A first training leaves behind what further ones use too, such as what
-    compiles the update. And in each one TensorFlow keeps what a compiled
-    update of a Keras optimizer wrote to. So the memory of a training above
-    that of the idle process is `warm_mb - idle_mb + peak_mb - start_mb`.
+    compiles the update. So the memory of a training above that of the idle
+    process is `warm_mb - idle_mb + peak_mb - start_mb`.
 
     Returns:
         A dict of `idle_mb` and `warm_mb`.
@@ -164,8 +205,12 @@ def _gradient(model, reuse, frames):
 
 def main():
     """Measures what the flags describe; prints and writes the results."""
-    measure_above = functools.partial(measure, resident=resident())
-    for about, games in GRID.measured("training", measure_above):
+    with contextlib.closing(Fresh()) as fresh:
+        _print(GRID.measured("training", fresh.measure))
+
+
+def _print(tables):
+    for about, games in tables:
         print(about + "\n")
         table = report.NumberTable(
             "game",
