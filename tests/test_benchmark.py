@@ -279,10 +279,23 @@ def test_the_bare_emulator_plays_the_same_game(monkeypatch):
         return games[-1]
 
     monkeypatch.setattr(atari, "make", watched)
-    assert replay.bare_seconds("Breakout", steps=300, seed=1) > 0
-    list(replay.frames("Breakout", downsample=4, steps=300, seed=1))
-    bare, played = (game.unwrapped.ale.getRAM() for game in games)
-    np.testing.assert_array_equal(bare, played)
+    bare = replay.Bare("Breakout", 270, 1)
+    list(replay.frames("Breakout", downsample=4, steps=270, seed=1))
+    env = atari.make("Breakout")
+    replayed = replay.Replay(env, 270, 1, bare)
+    env.reset()
+    for step in range(270):
+        # In turns of 50 steps.
+        assert len(bare._replay.chosen) == step // 50 * 50
+        _, _, terminated, truncated, _ = env.step(0)
+        if terminated or truncated:
+            env.reset()
+    assert len(bare._replay.chosen) == 270
+    assert replayed.beside_seconds >= bare.seconds > 0
+    first, *others = (game.unwrapped.ale.getRAM() for game in games)
+    assert len(others) == 2
+    for other in others:
+        np.testing.assert_array_equal(first, other)
 
 
 # -- Acting and learning -----------------------------------------------------
@@ -337,6 +350,7 @@ def test_acting_is_measured(column):
     row = measure()
     total, environment = row["total_seconds"], row["environment_seconds"]
     assert 0 < environment <= total
+    assert row["bare_seconds"] > 0
     assert row["policy_seconds"] == pytest.approx(total - environment, abs=2e-6)
     assert 0 < row["start_mb"] <= row["peak_mb"]
     tenths = [float(seconds) for seconds in row["policy_tenths"].split()]
@@ -378,6 +392,7 @@ def test_learning_is_measured(column):
         row["environment_seconds"] + row["policy_seconds"] + update, abs=3e-6
     )
     assert 0 < row["environment_seconds"] <= total
+    assert row["bare_seconds"] > 0
     assert (row["idle_mb"], row["warm_mb"]) == (1, 2)
     assert 0 < row["start_mb"] <= row["peak_mb"]
     if column == "bare_env":
@@ -467,12 +482,13 @@ def test_a_killed_run_keeps_what_it_has_measured(tmp_path, monkeypatch):
 
 
 def test_numbers_of_the_table_are_those_of_the_rows():
-    def row(column, total, policy, steps):
+    def row(column, total, policy, steps, bare=2.0):
         return {
             "column": column,
             "steps": str(steps),
             "total_seconds": str(total),
             "policy_seconds": str(policy),
+            "bare_seconds": str(bare),
             **dict.fromkeys(
                 ["new_rows", "changed_positions", "rows", "start_mb", "end_mb"],
                 "7" if column == "content" else "",
@@ -485,7 +501,7 @@ def test_numbers_of_the_table_are_those_of_the_rows():
             row("bare_env", 3.0, 0.0, 1000),
             row("bare_env", 2.0, 0.0, 1000),
             row("content", 3.0, 1.0, 1000),
-            row("content", 3.3, 1.0, 1000),
+            row("content", 3.3, 1.0, 1000, bare=3.0),
             row("dense", 2.0, 1.0, 100),
         ]
     )
@@ -493,9 +509,10 @@ def test_numbers_of_the_table_are_those_of_the_rows():
         infer._numbers(rows)
     )
     assert (bare, policy) == (2000, 1000)
-    assert slowdown == 1.5
-    assert total == pytest.approx(3.15 / 2)
-    assert spread == pytest.approx(0.3 / 3.15)
+    # Of the runs' own ratios: 1 / 2 and 1 / 3, and 3 / 2 and 3.3 / 3.
+    assert slowdown == pytest.approx(1 + 5 / 12)
+    assert total == pytest.approx(1.3)
+    assert spread == pytest.approx(0.4 / 1.3)
     assert math.isnan(temporal)
     assert dense == pytest.approx(10000) and ratio == pytest.approx(10)
     assert counts == [7] * 5

@@ -247,19 +247,34 @@ class Rows:
 
     def median(self, column, name, per_step=False):
         """Returns the median over the runs; NaN if there is no such row."""
-        values = self._values(column, name, per_step)
-        return float(np.median(values)) if values else np.nan
+        if per_step:
+            return self.ratio(column, name, "steps")
+        return float(np.median(self._values(column, name) or [np.nan]))
 
-    def spread(self, column, name):
-        """Returns (largest - least) / median over the runs; NaN for one."""
-        values = self._values(column, name, per_step=False)
-        if len(values) < 2:
+    def ratio(self, column, name, other):
+        """Returns the median over the runs of a ratio within rows."""
+        return float(np.median(self._ratios(column, name, other) or [np.nan]))
+
+    def spread(self, column, name, other):
+        """Returns (largest - least) / median of a ratio; NaN for one run."""
+        ratios = self._ratios(column, name, other)
+        if len(ratios) < 2:
             return np.nan
-        return (max(values) - min(values)) / float(np.median(values))
+        return (max(ratios) - min(ratios)) / float(np.median(ratios))
 
-    def _values(self, column, name, per_step):
+    def _ratios(self, column, name, other):
         return [
-            float(row[name]) / (float(row["steps"]) if per_step else 1)
+            a / b
+            for a, b in zip(
+                self._values(column, name),
+                self._values(column, other),
+                strict=True,
+            )
+        ]
+
+    def _values(self, column, name):
+        return [
+            float(row[name])
             for row in self._rows
             if row["column"] == column and row[name]
         ]

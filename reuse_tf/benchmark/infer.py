@@ -45,10 +45,12 @@ def measure(
         emulator, `environment_seconds`; and all else, which is reading the
         frame, the network, softmax, sampling and the loop, `policy_seconds`,
         also at the end of each tenth of the steps, separated by spaces, in
-        `policy_tenths`. With reuse, for a step, `changed_positions` of the
-        last convolution and `new_rows` of all of them; at the end, `rows` of
-        the last table, `clears` of the tables and `switches` of the kind of
-        reuse. In MB, `idle_mb` and those of `memory.Meter`.
+        `policy_tenths`. `bare_seconds`: of the bare emulator, which does the
+        same steps, in turns of 50, and is not in the above. With reuse, for a
+        step, `changed_positions` of the last convolution and `new_rows` of all
+        of them; at the end, `rows` of the last table, `clears` of the tables
+        and `switches` of the kind of reuse. In MB, `idle_mb` and those of
+        `memory.Meter`.
 
     Raises:
         RuntimeError: If the columns' policies draw different actions.
@@ -57,20 +59,28 @@ def measure(
     row = dict.fromkeys(
         [
             *("total_seconds", "environment_seconds", "policy_seconds"),
-            *("policy_tenths", "changed_positions", "new_rows", "rows"),
+            *(
+                "bare_seconds",
+                "policy_tenths",
+                "changed_positions",
+                "new_rows",
+                "rows",
+            ),
             *("clears", "switches"),
         ],
         "",
     )
     with memory.Meter() as meter:
+        bare = replay.Bare(game, steps, seed)
         if reuse is None:
-            total = seconds = replay.bare_seconds(game, steps=steps, seed=seed)
+            bare.play(steps)
+            total = seconds = bare.seconds
         else:
             with grid.device(column):
                 env, policy = play.prepare(
                     game, downsample=downsample, filters=filters, seed=seed
                 )
-                replayed = replay.Replay(env, steps, seed)
+                replayed = replay.Replay(env, steps, seed, bare)
                 # It shows its progress.
                 with contextlib.redirect_stdout(io.StringIO()):
                     summary = play.play(
@@ -78,7 +88,8 @@ def measure(
                     )
             if summary.steps < steps:
                 raise KeyboardInterrupt
-            total, seconds = summary.total_seconds, replayed.emulator_seconds
+            total = summary.total_seconds - replayed.beside_seconds
+            seconds = replayed.emulator_seconds
             row["policy_tenths"] = " ".join(
                 f"{t:.4f}" for t in replayed.other_seconds
             )
@@ -88,6 +99,7 @@ def measure(
     row["total_seconds"] = round(total, 6)
     row["environment_seconds"] = round(seconds, 6)
     row["policy_seconds"] = round(total - seconds, 6)
+    row["bare_seconds"] = round(bare.seconds, 6)
     return {**row, "idle_mb": idle_mb, **meter.as_dict()}
 
 
@@ -151,13 +163,14 @@ def main():
             table.print_row(game, _numbers(rows))
         table.print_summary()
         print(
-            "\nMeans for a step. E: the bare emulator. P: what playing with "
-            "content reuse adds: reading the frame, the network, softmax and "
-            "sampling. Total: of a play, which is E as slow as it is beside P, "
-            "and P; spread: of it over the runs, (largest - least) / median. "
-            "T and D: as P, with temporal reuse and by dense Keras. New rows: "
-            "of all convolutions. Changed: positions of the last one. Rows: of "
-            "its table, at the end. MB: resident.\n"
+            "\nMeans for a step. E: the bare emulator; in ratios, in turns "
+            "with the play. P: what playing with content reuse adds: reading "
+            "the frame, the network, softmax and sampling. Total: of a play, "
+            "which is E as slow as it is beside P, and P; spread: of total/E "
+            "over the runs, (largest - least) / median. T and D: as P, with "
+            "temporal reuse and by dense Keras. New rows: of all convolutions. "
+            "Changed: positions of the last one. Rows: of its table, at the "
+            "end. MB: resident.\n"
         )
 
 
@@ -173,9 +186,9 @@ def _numbers(rows):
     return [
         bare,
         policy,
-        (bare + policy) / bare,
-        micros("content", "total_seconds") / bare,
-        rows.spread("content", "total_seconds"),
+        1 + rows.ratio("content", "policy_seconds", "bare_seconds"),
+        rows.ratio("content", "total_seconds", "bare_seconds"),
+        rows.spread("content", "total_seconds", "bare_seconds"),
         temporal,
         dense,
         dense / policy,

@@ -8,6 +8,8 @@ from reuse_tf import atari
 
 # Parts of a play of which the seconds are kept.
 _PARTS = 10
+# Steps of a play before it is the turn of the bare emulator beside it.
+_BLOCK = 50
 
 
 class Replay:
@@ -21,17 +23,20 @@ class Replay:
         env: An environment as `atari.make` makes it, which is changed.
         steps: The most steps that will be played.
         seed: Decides the game and the actions.
+        beside: A `Bare` of the same game, to play the same steps in turns of
+            50, so that whatever else the machine does meets both alike.
 
     Attributes:
         emulator_seconds: Time spent in the emulator, from the first step on:
             steps and the resets that begin further episodes. Neither reading
             a frame nor a wrapper is in it.
-        other_seconds: Time spent elsewhere between the first reset and the
+        beside_seconds: Time in which `beside` had its turns.
+        other_seconds: Time spent in neither between the first reset and the
             end of each tenth of the steps: a list that grows.
         chosen: The actions that were asked for, and not done.
     """
 
-    def __init__(self, env, steps, seed):
+    def __init__(self, env, steps, seed, beside=None):
         self._emulator = env.unwrapped
         self._step, self._reset = self._emulator.step, self._emulator.reset
         self._emulator.step, self._emulator.reset = self.step, self.reset
@@ -41,8 +46,12 @@ class Replay:
             -(-steps * part // _PARTS) for part in range(1, _PARTS + 1)
         }
         self._seed = seed
+        self._steps = steps
         self._begin = None
+        self._beside = beside
+        self._in_block = 0
         self.emulator_seconds = 0.0
+        self.beside_seconds = 0.0
         self.other_seconds = []
         self.chosen = []
 
@@ -54,7 +63,17 @@ class Replay:
         self.emulator_seconds += end - begin
         self.chosen.append(action)
         if len(self.chosen) in self._marks:
-            self.other_seconds.append(end - self._begin - self.emulator_seconds)
+            passed = end - self._begin
+            self.other_seconds.append(
+                passed - self.emulator_seconds - self.beside_seconds
+            )
+        if self._beside is not None:
+            self._in_block += 1
+            if self._in_block == _BLOCK or len(self.chosen) == self._steps:
+                begin = time.perf_counter()
+                self._beside.play(self._in_block)
+                self.beside_seconds += time.perf_counter() - begin
+                self._in_block = 0
         return result
 
     def reset(self, *, seed=None, options=None):
@@ -92,23 +111,29 @@ def frames(game, *, downsample, steps, seed):
             frame, _ = env.reset()
 
 
-def bare_seconds(game, *, steps, seed):
-    """Plays a game by the emulator alone: no frame is read.
+class Bare:
+    """A game's emulator alone: no frame is read.
 
     Args:
         game: See `atari.make`.
-        steps: Steps to play.
+        steps: The most steps that will be played.
         seed: See `Replay`.
-
-    Returns:
-        The seconds that the steps and the resets between them took.
     """
-    env = atari.make(game)
-    replay = Replay(env, steps, seed)
-    emulator = env.unwrapped
-    emulator.reset()
-    for _ in range(steps):
-        _, _, terminated, truncated, _ = emulator.step(0)
-        if terminated or truncated:
-            emulator.reset()
-    return replay.emulator_seconds
+
+    def __init__(self, game, steps, seed):
+        env = atari.make(game)
+        self._replay = Replay(env, steps, seed)
+        self._emulator = env.unwrapped
+        self._emulator.reset()
+
+    def play(self, steps):
+        """Plays so many steps more."""
+        for _ in range(steps):
+            _, _, terminated, truncated, _ = self._emulator.step(0)
+            if terminated or truncated:
+                self._emulator.reset()
+
+    @property
+    def seconds(self):
+        """What the steps and the resets between them took."""
+        return self._replay.emulator_seconds

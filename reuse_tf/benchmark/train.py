@@ -49,35 +49,42 @@ def measure(game, *, downsample, filters, column, steps, seed, resident):
         update, when an unfinished episode is cut; of these, in the emulator,
         `environment_seconds`; in updates, `update_seconds`; and all else,
         which is reading the frame, the network, softmax, sampling and keeping
-        the episode, `policy_seconds`. The number of `episodes` that ended.
-        `gradient_seconds` and `gradient_frames`: of one episode, of `EPISODE`
-        frames or as many as there are steps; `gradient_rows`: the distinct
-        patches in it, of all layers, that reuse computes. In MB, those of
-        `resident`, and of `memory.Meter` in training alone.
+        the episode, `policy_seconds`. `bare_seconds`: of the bare emulator,
+        which does the same steps, in turns of 50, and is not in the above. The
+        number of `episodes` that ended. `gradient_seconds` and
+        `gradient_frames`: of one episode, of `EPISODE` frames or as many as
+        there are steps; `gradient_rows`: the distinct patches in it, of all
+        layers, that reuse computes. In MB, those of `resident`, and of
+        `memory.Meter` in training alone.
     """
     reuse = grid.COLUMNS[column]
     row = dict.fromkeys(
         [
             *("total_seconds", "environment_seconds", "policy_seconds"),
-            *("update_seconds", "episodes"),
+            *("update_seconds", "bare_seconds", "episodes"),
             *("gradient_seconds", "gradient_frames", "gradient_rows"),
         ],
         "",
     )
     with memory.Meter() as meter, grid.device(column):
+        bare = replay.Bare(game, steps, seed)
         if reuse is None:
-            total = emulator = replay.bare_seconds(game, steps=steps, seed=seed)
+            bare.play(steps)
+            total = emulator = bare.seconds
             update = 0.0
         else:
-            model, summary, emulator = _train(
-                game, downsample, filters, reuse, steps, seed
+            model, summary, replayed = _train(
+                game, downsample, filters, reuse, steps, seed, bare
             )
-            total, update = summary.total_seconds, summary.update_seconds
+            total = summary.total_seconds - replayed.beside_seconds
+            emulator = replayed.emulator_seconds
+            update = summary.update_seconds
             row["episodes"] = len(summary.returns)
     row["total_seconds"] = round(total, 6)
     row["environment_seconds"] = round(emulator, 6)
     row["policy_seconds"] = round(total - emulator - update, 6)
     row["update_seconds"] = round(update, 6)
+    row["bare_seconds"] = round(bare.seconds, 6)
     if reuse is not None:
         frames = list(
             replay.frames(
@@ -149,12 +156,12 @@ def resident():
         return {"idle_mb": idle_mb, "warm_mb": meter.start_mb}
 
 
-def _train(game, downsample, filters, reuse, steps, seed):
+def _train(game, downsample, filters, reuse, steps, seed, bare=None):
     replays = []
 
     def make_env():
         env = atari.make(game, downsample=downsample)
-        replays.append(replay.Replay(env, steps, seed))
+        replays.append(replay.Replay(env, steps, seed, bare))
         return env
 
     settings = training.Settings(
@@ -172,7 +179,7 @@ def _train(game, downsample, filters, reuse, steps, seed):
     ):
         model, summary = training.train(settings, folder, make_env)
     (replayed,) = replays
-    return model, summary, replayed.emulator_seconds
+    return model, summary, replayed
 
 
 def _gradient(model, reuse, frames):
@@ -236,14 +243,15 @@ def _print(tables):
             table.print_row(game, _numbers(rows, GRID.steps))
         table.print_summary()
         print(
-            f"\nSeconds for {GRID.steps} steps. E: the bare emulator. Content, "
-            "temporal, dense: training in all; spread: over the runs, (largest "
-            "- least) / median. Update: of content's total. Gradient: of an "
+            f"\nSeconds for {GRID.steps} steps. E: the bare emulator; in "
+            "total/E, in turns with the training. Content, temporal, dense: "
+            "training in all; spread: of total/E over the runs, (largest - "
+            "least) / median. Update: of content's total. Gradient: of an "
             f"episode of {min(EPISODE, GRID.steps)} frames, with content "
-            "reuse, and by a dense "
-            "tape in chunks; rows: its distinct patches, of all layers. MB: "
-            "the most resident in training above the idle process. What ran "
-            "fewer steps or frames, as dense columns do, is scaled to these.\n"
+            "reuse, and by a dense tape in chunks; rows: its distinct patches, "
+            "of all layers. MB: the most resident in training above the idle "
+            "process. What ran fewer steps or frames, as dense columns do, is "
+            "scaled to these.\n"
         )
 
 
@@ -267,8 +275,8 @@ def _numbers(rows, steps):
     return [
         bare,
         content,
-        content / bare,
-        rows.spread("content", "total_seconds"),
+        rows.ratio("content", "total_seconds", "bare_seconds"),
+        rows.spread("content", "total_seconds", "bare_seconds"),
         update,
         temporal,
         dense,
