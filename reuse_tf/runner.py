@@ -272,7 +272,7 @@ class Runner:
         ops.runner_record(self._recorded.handle)
 
     def recorded(self):
-        """Ends a recording.
+        """Ends a recording, and gives the memory of all tables back.
 
         Returns:
             The `Structure` of all frames that were stepped since `record` was

@@ -251,6 +251,15 @@ std::unique_ptr<EpisodeRecorder> Network::TakeRecording() {
   return std::move(recorder_);
 }
 
+void Network::Release() {
+  recording_ = Recording::kNone;
+  // Before new ones are made, and by their pages.
+  for (auto& rows : content_rows_) rows = {};
+  tile_sums_ = {};
+  structure_.Release();
+  Restart(options_.reuse);
+}
+
 void Network::ComputePixels() {
   const NewRows& pixels = structure_.maps()[0].rows;
   const int64_t channels = spec_.frame.channels;

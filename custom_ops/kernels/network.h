@@ -104,6 +104,9 @@ class Network {
   // full, weights changed, or content reuse did not pay.
   std::unique_ptr<EpisodeRecorder> TakeRecording();
   const Structure& structure() const { return structure_; }
+  // Forgets all that was computed, weights too, and gives its memory back.
+  // SetWeights has to be called before the next step.
+  void Release();
 
   // Temporal, if content reuse was asked for but does not pay at present.
   Reuse reuse() const { return structure_.reuse(); }

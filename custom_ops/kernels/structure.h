@@ -70,6 +70,11 @@ class Structure {
 
   // Forgets everything and goes on with this kind of reuse.
   void Restart(Reuse reuse);
+  // Gives up the tables, and with them their memory, before a Restart.
+  void Release() {
+    tile_table_.reset();
+    for (Map& map : maps_) map.table.reset();
+  }
   // Forgets one stream.
   void Reset(int64_t stream) {
     if (stream < streams()) fresh_[stream] = true;

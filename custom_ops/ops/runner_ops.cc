@@ -115,7 +115,8 @@ REGISTER_OP("ReuseTF>RunnerRecording")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-Ends a recording: what VideoStructure would say of the streams, one after the
+Ends a recording, and gives the memory of the tables back: what VideoStructure
+would say of the streams, one after the
 other. `order` has the frames in the order of the steps, and in a step in that
 of the streams. All is empty if there is nothing, or if the tables were cleared
 while it was under way.
@@ -175,6 +176,15 @@ class RunnerState : public tensorflow::ResourceBase {
     TF_RETURN_IF_ERROR(UpdateWeights());
     network_.Step(frames, streams, threads_, outputs);
     return absl::OkStatus();
+  }
+
+  // Gives up all memory that the next step can fill again. Nobody holds the
+  // weights then: an optimizer can write to them in place.
+  void Release() {
+    const std::lock_guard<std::mutex> lock(mu_);
+    network_.Release();
+    for (HeldWeight& weight : weights_) weight.Reset();
+    known_ = false;
   }
 
   // Calls f(network) while nobody else does.
@@ -344,6 +354,7 @@ class RunnerRecordingOp : public OpKernel {
         OutputStructure(context, spec.frame, windows, network.structure(),
                         recorder.get());
       });
+      state->Release();
     } catch (const std::bad_alloc&) {
       context->CtxFailure(
           absl::ResourceExhaustedError("no memory for the recording"));
