@@ -287,14 +287,19 @@ def _incremental_dense_grad(op, gradient):
 @tf.RegisterGradient("ReuseTF>PatchProduct")
 def _patch_product_grad(op, gradient):
     rows, patches, kernel, bias = op.inputs
-    if op.get_attr("relu"):
-        gradient = tf.where(op.outputs[0] > 0, gradient, 0.0)
-    rows_gradient, kernel_gradient = _ops.reuse_tf_patch_product_grad(
-        rows, patches, kernel, gradient, groups=op.get_attr("groups")
+    rows_gradient, kernel_gradient, bias_gradient = (
+        _ops.reuse_tf_patch_product_grad(
+            rows,
+            patches,
+            kernel,
+            op.outputs[0],
+            gradient,
+            groups=op.get_attr("groups"),
+            relu=op.get_attr("relu"),
+        )
     )
-    bias_gradient = tf.zeros_like(bias)
-    if bias.shape[0] != 0:
-        bias_gradient = tf.reduce_sum(gradient, 0)
+    if bias.shape[0] == 0:
+        bias_gradient = bias
     return rows_gradient, None, kernel_gradient, bias_gradient
 
 

@@ -8,12 +8,33 @@
 namespace reuse_tf {
 namespace {
 
+// The gradient of products, [patches, filters], or of the relu of them.
+struct OutputGradient {
+  const float* values;
+  const float* products;  // null without a relu
+  int64_t filters;
+
+  // Those of `count` patches from `first` on. `masked` is working space.
+  const float* Rows(int64_t first, int64_t count,
+                    std::vector<float>* masked) const {
+    const float* from = values + first * filters;
+    if (products == nullptr) return from;
+    const float* product = products + first * filters;
+    masked->resize(count * filters);
+    for (int64_t i = 0; i < count * filters; ++i) {
+      (*masked)[i] = product[i] > 0 ? from[i] : 0.f;
+    }
+    return masked->data();
+  }
+};
+
 // kernel_gradient [depth, filters] of one group = the sum over patches of
 // patch^T * gradient. Patches are cut into a fixed number of parts, each summed
 // for itself, block after block, and the parts are summed in their order.
 void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
-                    const int32_t* patches, const float* gradient,
-                    const ParallelFor& parallel, float* kernel_gradient) {
+                    const int32_t* patches, const OutputGradient& gradient,
+                    const ParallelFor& parallel, float* kernel_gradient,
+                    float* bias_gradient) {
   constexpr int64_t kBlock = 256, kParts = 8;
   const InstructionSet& set = BestInstructionSet();
   const int64_t channels = shape.channels / shape.groups;
@@ -21,14 +42,17 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
   const int64_t depth = shape.depth();
   const int64_t blocks = (shape.patches + kBlock - 1) / kBlock;
   const int64_t parts = std::min(kParts, blocks);
-  std::vector<float> sums(parts * depth * filters, 0);
+  // Of the kernel and, as one more row, of the bias.
+  const int64_t size_of_part = (depth + 1) * filters;
+  std::vector<float> sums(parts * size_of_part, 0);
   parallel(parts, shape.patches / kParts * depth * filters / 16,
            [&](int64_t begin, int64_t end) {
              std::vector<float> gathered(kBlock * depth);
              std::vector<float> panels(kBlock * set.Padded(filters));
-             std::vector<float> product(depth * filters);
+             std::vector<float> product(depth * filters), masked;
              for (int64_t part = begin; part < end; ++part) {
-               float* sum = sums.data() + part * depth * filters;
+               float* sum = sums.data() + part * size_of_part;
+               float* bias = sum + depth * filters;
                for (int64_t block = part * blocks / parts;
                     block < (part + 1) * blocks / parts; ++block) {
                  const int64_t first = block * kBlock;
@@ -36,8 +60,14 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
                  GatherRows(rows + group * channels, shape.channels, channels,
                             patches + first * shape.taps, size * shape.taps,
                             gathered.data());
-                 set.Pack(gradient + first * shape.filters + group * filters,
-                          shape.filters, size, filters, panels.data());
+                 const float* block_gradient =
+                     gradient.Rows(first, size, &masked) + group * filters;
+                 for (int64_t i = 0; i < size; ++i) {
+                   const float* row = block_gradient + i * shape.filters;
+                   for (int64_t f = 0; f < filters; ++f) bias[f] += row[f];
+                 }
+                 set.Pack(block_gradient, shape.filters, size, filters,
+                          panels.data());
                  // Row by row of the transposed patches.
                  set.Multiply(gathered.data(), 1, depth, depth, size,
                               panels.data(), nullptr, filters, [&](int64_t i) {
@@ -50,9 +80,11 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
              }
            });
   for (int64_t part = 0; part < parts; ++part) {
-    const float* sum = sums.data() + part * depth * filters;
-    for (int64_t i = 0; i < depth; ++i) {
-      float* to = kernel_gradient + i * shape.filters + group * filters;
+    const float* sum = sums.data() + part * size_of_part;
+    for (int64_t i = 0; i <= depth; ++i) {
+      float* to =
+          (i < depth ? kernel_gradient + i * shape.filters : bias_gradient) +
+          group * filters;
       for (int64_t f = 0; f < filters; ++f) to[f] += sum[i * filters + f];
     }
   }
@@ -62,7 +94,7 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
 // for one group.
 void RowsGradient(const PatchShape& shape, int64_t group,
                   const int32_t* patches, const float* kernel,
-                  const float* gradient, const ParallelFor& parallel,
+                  const OutputGradient& gradient, const ParallelFor& parallel,
                   float* rows_gradient) {
   constexpr int64_t kBlock = 64, kBlocks = 32, kChannels = 16;
   const InstructionSet& set = BestInstructionSet();
@@ -82,14 +114,16 @@ void RowsGradient(const PatchShape& shape, int64_t group,
                               depth);
   for (int64_t start = 0; start < shape.patches; start += kBlock * kBlocks) {
     const int64_t size = std::min(kBlock * kBlocks, shape.patches - start);
-    const float* from = gradient + start * shape.filters + group * filters;
     parallel((size + kBlock - 1) / kBlock, kBlock * depth * filters / 16,
              [&](int64_t begin, int64_t end) {
                const int64_t first = begin * kBlock;
                const int64_t last = std::min(size, end * kBlock);
-               set.Multiply(from + first * shape.filters, shape.filters, 1,
-                            last - first, filters, panels.data(), nullptr,
-                            depth, [&](int64_t i) {
+               std::vector<float> masked;
+               const float* from =
+                   gradient.Rows(start + first, last - first, &masked) +
+                   group * filters;
+               set.Multiply(from, shape.filters, 1, last - first, filters,
+                            panels.data(), nullptr, depth, [&](int64_t i) {
                               return products.data() + (first + i) * depth;
                             });
              });
@@ -116,12 +150,14 @@ void RowsGradient(const PatchShape& shape, int64_t group,
 
 void PatchGradients(const PatchShape& shape, const float* rows,
                     const int32_t* patches, const float* kernel,
-                    const float* gradient, const ParallelFor& parallel,
-                    float* rows_gradient, float* kernel_gradient) {
+                    const float* relu_products, const float* gradient,
+                    const ParallelFor& parallel, float* rows_gradient,
+                    float* kernel_gradient, float* bias_gradient) {
+  const OutputGradient of_outputs = {gradient, relu_products, shape.filters};
   for (int64_t group = 0; group < shape.groups; ++group) {
-    KernelGradient(shape, group, rows, patches, gradient, parallel,
-                   kernel_gradient);
-    RowsGradient(shape, group, patches, kernel, gradient, parallel,
+    KernelGradient(shape, group, rows, patches, of_outputs, parallel,
+                   kernel_gradient, bias_gradient);
+    RowsGradient(shape, group, patches, kernel, of_outputs, parallel,
                  rows_gradient);
   }
 }

@@ -22,13 +22,16 @@ struct PatchShape {
 };
 
 // Adds the gradients of a convolution over rows, given that of its result,
-// [patches, filters], to rows_gradient [rows, channels] and kernel_gradient
-// [taps, channels / groups, filters], which hold zeros before. Patches are
-// gathered block by block.
+// [patches, filters], to rows_gradient [rows, channels], kernel_gradient [taps,
+// channels / groups, filters] and bias_gradient [filters], which hold zeros
+// before. If relu_products is not null, it is the relu of the convolution, and
+// it is the gradient of this that is given. Patches are gathered block by
+// block.
 void PatchGradients(const PatchShape& shape, const float* rows,
                     const int32_t* patches, const float* kernel,
-                    const float* gradient, const ParallelFor& parallel,
-                    float* rows_gradient, float* kernel_gradient);
+                    const float* relu_products, const float* gradient,
+                    const ParallelFor& parallel, float* rows_gradient,
+                    float* kernel_gradient, float* bias_gradient);
 
 // out[i, :] = rows[pairs[i].row, :] * weights[pairs[i].position, :, :], for
 // rows [*, channels], weights [positions, channels, units], out [count, units].

@@ -105,15 +105,25 @@ products: [M, filters].
 
 REGISTER_OP("ReuseTF>PatchProductGrad")
     .Attr("groups: int >= 1 = 1")
+    .Attr("relu: bool = false")
     .Input("rows: float")
     .Input("patches: int32")
     .Input("kernel: float")
+    .Input("products: float")
     .Input("gradient: float")
     .Output("rows_gradient: float")
     .Output("kernel_gradient: float")
-    .SetShapeFn(ShapesOf<0, 2>)
+    .Output("bias_gradient: float")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle products;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 2, &products));
+      c->set_output(0, c->input(0));
+      c->set_output(1, c->input(2));
+      c->set_output(2, c->Vector(c->Dim(products, 1)));
+      return absl::OkStatus();
+    })
     .Doc(R"doc(
-The gradients of PatchProduct, without bias and relu, for rows and kernel.
+The gradients of PatchProduct for rows, kernel and bias.
 )doc");
 
 REGISTER_OP("ReuseTF>PatchPool")
@@ -358,31 +368,41 @@ class PatchProductGradOp : public OpKernel {
   explicit PatchProductGradOp(OpKernelConstruction* context)
       : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
+    OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
   }
 
   void Compute(OpKernelContext* context) override {
     PatchShape shape;
     OP_REQUIRES_OK(context, ReadPatchShape(context, groups_, &shape));
-    const Tensor& gradient = context->input(3);
-    OP_REQUIRES(context,
-                gradient.shape() == TensorShape({shape.patches, shape.filters}),
+    const TensorShape out_shape({shape.patches, shape.filters});
+    const Tensor& products = context->input(3);
+    const Tensor& gradient = context->input(4);
+    OP_REQUIRES(context, products.shape() == out_shape,
+                Mismatch("products", "[M, filters]", products));
+    OP_REQUIRES(context, gradient.shape() == out_shape,
                 Mismatch("gradient", "[M, filters]", gradient));
-    Tensor *rows = nullptr, *kernel = nullptr;
+    Tensor *rows = nullptr, *kernel = nullptr, *bias = nullptr;
     OP_REQUIRES_OK(
         context, context->allocate_output(0, context->input(0).shape(), &rows));
     OP_REQUIRES_OK(context, context->allocate_output(
                                 1, context->input(2).shape(), &kernel));
+    OP_REQUIRES_OK(context,
+                   context->allocate_output(2, {shape.filters}, &bias));
     rows->flat<float>().setZero();
     kernel->flat<float>().setZero();
+    bias->flat<float>().setZero();
     PatchGradients(shape, context->input(0).flat<float>().data(),
                    context->input(1).flat<int32_t>().data(),
                    context->input(2).flat<float>().data(),
+                   relu_ ? products.flat<float>().data() : nullptr,
                    gradient.flat<float>().data(), OpThreads(context),
-                   rows->flat<float>().data(), kernel->flat<float>().data());
+                   rows->flat<float>().data(), kernel->flat<float>().data(),
+                   bias->flat<float>().data());
   }
 
  private:
   int64_t groups_ = 1;
+  bool relu_ = false;
 };
 
 // PatchPool and its gradient.
