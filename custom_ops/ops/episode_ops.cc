@@ -6,6 +6,7 @@
 
 #include "custom_ops/kernels/episode.h"
 #include "custom_ops/kernels/gradients.h"
+#include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/pool.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/program.h"
@@ -344,6 +345,7 @@ class PatchProductOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(
                                 0, {shape.patches, shape.filters}, &out));
     if (out->NumElements() == 0) return;
+    UseHugePages(out->data(), out->TotalBytes());
     PackedKernel kernel;
     kernel.Pack(context->input(2).flat<float>().data(),
                 bias.NumElements() == 0 ? nullptr : bias.flat<float>().data(),
@@ -388,6 +390,7 @@ class PatchProductGradOp : public OpKernel {
                                 1, context->input(2).shape(), &kernel));
     OP_REQUIRES_OK(context,
                    context->allocate_output(2, {shape.filters}, &bias));
+    UseHugePages(rows->data(), rows->TotalBytes());
     rows->flat<float>().setZero();
     kernel->flat<float>().setZero();
     bias->flat<float>().setZero();
@@ -490,6 +493,8 @@ class PairProductOp : public OpKernel {
                      context->allocate_output(0, rows.shape(), &rows_gradient));
       OP_REQUIRES_OK(context, context->allocate_output(1, weights.shape(),
                                                        &weights_gradient));
+      UseHugePages(weights_gradient->data(), weights_gradient->TotalBytes());
+      UseHugePages(rows_gradient->data(), rows_gradient->TotalBytes());
       rows_gradient->flat<float>().setZero();
       PairGradients(list, count, from, channels, matrices, positions, units,
                     gradient.flat<float>().data(), OpThreads(context),
