@@ -260,13 +260,22 @@ class Optimizer:
     takes twenty times as long.
 
     Args:
-        optimizer: A Keras optimizer.
+        optimizer: A Keras optimizer that has not been used, without weight
+            decay or moving averages of weights.
         variables: A list of Keras variables.
         clip_norm: Gradients of a larger global norm are scaled down to it.
             By default none are.
+
+    Raises:
+        ValueError: If `optimizer` is not as above.
     """
 
     def __init__(self, optimizer, variables, clip_norm=None):
+        if optimizer.weight_decay or optimizer.use_ema or optimizer.built:
+            raise ValueError(
+                "Expected `optimizer` to be new, without weight decay or "
+                f"moving averages. Received: {optimizer.get_config()}"
+            )
         self.variables = variables
         self._clip_norm = clip_norm
         optimizer.build(variables)
@@ -276,13 +285,10 @@ class Optimizer:
             optimizer.apply([g * scale for g in gradients], variables)
             return [tf.reduce_all(tf.math.is_finite(v)) for v in variables]
 
-        # Compiled here and not at the first update, without a trace of it.
-        state = [*variables, *optimizer.variables]
-        before = [variable.numpy() for variable in state]
-        zeros = [tf.zeros_like(variable) for variable in variables]
-        apply(zeros, tf.constant(1.0))
-        for variable, value in zip(state, before, strict=True):
-            variable.assign(value)
+        # Compiled here and not at the first update: a step with gradients of
+        # zero, of which the count of steps is all that remains.
+        apply([tf.zeros_like(v) for v in variables], tf.constant(1.0))
+        optimizer.iterations.assign(0)
         self._apply = apply
 
     def apply(self, gradients):
