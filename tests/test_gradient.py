@@ -247,3 +247,116 @@ class TestVideos:
     def test_bad_dtype(self):
         with pytest.raises(ValueError, match="uint8 or float32"):
             Runner(policy())(np.zeros((3, 12, 10, 1), np.int64))
+
+
+class TestRecordings:
+    @settings(max_examples=40)
+    @given(
+        chains(),
+        st.lists(st.integers(0, 3), min_size=1, max_size=6),
+        st.sampled_from(["uint8", "float32"]),
+        st.integers(0, 2**32),
+    )
+    def test_equal_to_a_plain_tape(self, chain, streams, dtype, seed):
+        """Of frames in the order in which they were stepped."""
+        make, shape = chain
+        model = make()
+        rng = np.random.default_rng(seed)
+        videos = [
+            random_video(rng, len(streams), shape, dtype).astype(dtype)
+            for _ in range(3)
+        ]
+        runner = Runner(model)
+        # What was there before is no part of it.
+        runner.step(random_video(rng, 1, shape, dtype).astype(dtype))
+        runner.record(dtype)
+        stepped, outputs = [], []
+        for t, number in enumerate(streams):
+            frames = np.stack([video[t] for video in videos])[:number]
+            stepped += list(frames)
+            outputs += list(runner.step(frames))
+        structure = runner.recorded()
+        if not stepped:
+            assert structure is None
+            return
+        loss = random_loss(rng, (len(stepped), *model.output_shape[1:]))
+        want, wanted = gradients(
+            lambda: dense(model, np.stack(stepped)), model, loss
+        )
+        got, gradient = gradients(lambda: runner(structure), model, loss)
+        assert_close(got, want)
+        assert_close(np.stack(outputs), want)
+        assert_same_gradients(gradient, wanted)
+
+    def test_what_the_frames_alone_say(self):
+        video = record("Alien", 40)
+        runner = Runner(policy(video.shape[1:]))
+        runner.record()
+        for frame in video:
+            runner.step(frame[None])
+        for got, want in zip(
+            tf.nest.flatten(runner.recorded()),
+            tf.nest.flatten(runner.structure(video)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(got, want)
+
+    def test_stepping_goes_on(self):
+        video = record("Pong", 30)
+        model = policy(video.shape[1:])
+        want = [Runner(model).step(frame[None]) for frame in video]
+        runner = Runner(model)
+        for t, frame in enumerate(video):
+            if t == 5:
+                runner.record()
+            if t in (20, 25):
+                runner.recorded()
+            if t == 22:
+                model.layers[-1].kernel.assign(model.layers[-1].kernel)
+            np.testing.assert_array_equal(runner.step(frame[None]), want[t])
+
+    def test_weights_may_change_after_it(self):
+        video = record("Breakout", 12)
+        model = policy(video.shape[1:])
+        runner = Runner(model)
+        optimizer = keras.optimizers.SGD(0.1)
+        for _ in range(3):
+            runner.record()
+            outputs = [runner.step(frame[None])[0] for frame in video]
+            assert_close(np.stack(outputs), dense(model, video))
+            loss = random_loss(np.random.default_rng(0), (12, 3))
+            structure = runner.recorded()
+            _, gradient = gradients(lambda s=structure: runner(s), model, loss)
+            optimizer.apply(gradient, model.trainable_variables)
+
+    @pytest.mark.parametrize("why", ["full", "weights", "temporal", "noise"])
+    def test_one_that_was_cut_short_is_none(self, why):
+        rng = np.random.default_rng(0)
+        video = rng.integers(0, 256, (70, 1, 12, 10, 1), np.uint8)
+        model = policy()
+        runner = Runner(
+            model,
+            "temporal" if why == "temporal" else "content",
+            max_rows=300 if why == "full" else None,
+        )
+        runner.record()
+        for frame in video if why == "noise" else video[:6]:
+            runner.step(frame)
+            if why == "weights":
+                kernel = model.layers[-1].kernel
+                kernel.assign(kernel + 1)
+        assert runner.recorded() is None
+
+    def test_none_without_a_recording(self):
+        runner = Runner(policy())
+        assert runner.recorded() is None
+        runner.record()
+        assert runner.recorded() is None
+        runner.record()
+        runner.step(np.zeros((1, 12, 10, 1), np.uint8))
+        assert runner.recorded() is not None
+        assert runner.recorded() is None
+
+    def test_bad_dtype(self):
+        with pytest.raises(ValueError, match="uint8 or float32"):
+            Runner(policy()).record("int64")
