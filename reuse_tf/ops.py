@@ -208,7 +208,7 @@ runner_stats = _ops.reuse_tf_runner_stats
 video_structure = _ops.reuse_tf_video_structure
 patch_product = _ops.reuse_tf_patch_product
 patch_pool = _ops.reuse_tf_patch_pool
-pair_product = _ops.reuse_tf_pair_product
+content_product = _ops.reuse_tf_content_product
 run_sum = _ops.reuse_tf_run_sum
 
 
@@ -314,12 +314,12 @@ def _patch_pool_grad(op, gradient):
     )
 
 
-@tf.RegisterGradient("ReuseTF>PairProduct")
-def _pair_product_grad(op, gradient):
-    rows_gradient, weights_gradient = _ops.reuse_tf_pair_product_grad(
+@tf.RegisterGradient("ReuseTF>ContentProduct")
+def _content_product_grad(op, gradient):
+    rows_gradient, weights_gradient = _ops.reuse_tf_content_product_grad(
         *op.inputs, gradient
     )
-    return rows_gradient, None, weights_gradient
+    return rows_gradient, None, None, weights_gradient
 
 
 @tf.RegisterGradient("ReuseTF>RunSum")

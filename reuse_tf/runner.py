@@ -579,8 +579,10 @@ class _Chain:
         positions = math.prod(layer.input.shape[1:3])
 
         def average(rows, structure):
-            return _sum_pairs(
-                tf.gather(rows, structure.pairs[:, 1]) / positions, structure
+            values = tf.gather(rows, structure.pairs[:, 1]) / positions
+            return _over_time(
+                ops.patch_pool(values, structure.contents, kind="sum"),
+                structure,
             )
 
         self._sum = average
@@ -606,8 +608,11 @@ class _Chain:
                 weights = tf.reshape(
                     layer.kernel.value, [-1, rows.shape[1], layer.units]
                 )
-                return _sum_pairs(
-                    ops.pair_product(rows, structure.pairs, weights), structure
+                return _over_time(
+                    ops.content_product(
+                        rows, structure.pairs, structure.contents, weights
+                    ),
+                    structure,
                 )
 
             self._sum = multiply
@@ -651,10 +656,9 @@ _HANDLERS = {
 }
 
 
-def _sum_pairs(values, structure):
-    """From values by pair, `[D, *]`, to their sums by frame, `[T, *]`."""
-    contents = ops.patch_pool(values, structure.contents, kind="sum")
-    sums = ops.run_sum(contents, structure.runs, len(structure.order))
+def _over_time(values, structure):
+    """From values by content, `[E, *]`, to their sums by frame, `[T, *]`."""
+    sums = ops.run_sum(values, structure.runs, len(structure.order))
     return tf.gather(sums, structure.order)
 
 

@@ -1,8 +1,13 @@
 """What all tests share: deterministic generated cases and random weights."""
 
+import os
+
 import hypothesis
 import keras
 import pytest
+
+# Programs are silent by themselves, unless they are told how much to say.
+os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 
 hypothesis.settings.register_profile(
     "deterministic",

@@ -188,54 +188,76 @@ void PairProducts(const Pair* pairs, int64_t count, const float* rows,
            });
 }
 
+PairUses::PairUses(const int32_t* ids, int64_t count, int64_t width,
+                   int64_t pairs)
+    : starts(pairs + 2, 0) {
+  for (int64_t i = 0; i < count * width; ++i) {
+    if (ids[i] >= 0) ++starts[ids[i] + 2];
+  }
+  for (int64_t i = 1; i < pairs + 2; ++i) starts[i] += starts[i - 1];
+  contents.resize(starts.back());
+  // Each start moves to its end, which is the next one's place.
+  for (int64_t i = 0; i < count * width; ++i) {
+    if (ids[i] < 0) continue;
+    contents[starts[ids[i] + 1]++] = static_cast<int32_t>(i / width);
+  }
+  starts.pop_back();
+}
+
 void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    int64_t channels, const float* weights, int64_t positions,
-                   int64_t units, const float* gradient,
+                   int64_t units, const PairUses& uses, const float* gradient,
                    const ParallelFor& parallel, float* rows_gradient,
                    float* weights_gradient) {
   constexpr int64_t kChannels = 8;
   const InstructionSet& set = BestInstructionSet();
   // Each thread has channels of its own, of rows and of weights.
-  parallel(
-      (channels + kChannels - 1) / kChannels,
-      (count + positions) * (units + 2) * kChannels / 8,
-      [=, &set](int64_t begin, int64_t end) {
-        const int64_t first = begin * kChannels;
-        const int64_t width = std::min(channels, end * kChannels) - first;
-        const int64_t size = width * units;
-        std::vector<float> transposed(size), gathered, panels;
-        int64_t i = 0;
-        for (int64_t position = 0; position < positions; ++position) {
-          const int64_t at = (position * channels + first) * units;
-          const int64_t start = i;
-          while (i < count && pairs[i].position == position) ++i;
-          const int64_t n = i - start;
-          if (n == 0) {
-            std::fill_n(weights_gradient + at, size, 0.f);
-            continue;
-          }
-          for (int64_t c = 0; c < width; ++c) {
-            for (int64_t u = 0; u < units; ++u) {
-              transposed[u * width + c] = weights[at + c * units + u];
-            }
-          }
-          gathered.resize(n * width);
-          for (int64_t k = 0; k < n; ++k) {
-            const int64_t row = pairs[start + k].row * channels + first;
-            std::memcpy(gathered.data() + k * width, rows + row,
-                        width * sizeof(float));
-            set.add_product(gradient + (start + k) * units, transposed.data(),
-                            units, width, rows_gradient + row);
-          }
-          // The rows, transposed, times the gradients.
-          panels.resize(set.Padded(units) * n);
-          set.Pack(gradient + start * units, units, n, units, panels.data());
-          set.Multiply(gathered.data(), 1, width, width, n, panels.data(),
-                       nullptr, units, [&](int64_t c) {
-                         return weights_gradient + at + c * units;
-                       });
-        }
-      });
+  parallel((channels + kChannels - 1) / kChannels,
+           (count + positions) * (units + 2) * kChannels / 8,
+           [=, &set, &uses](int64_t begin, int64_t end) {
+             const int64_t first = begin * kChannels;
+             const int64_t width = std::min(channels, end * kChannels) - first;
+             const int64_t size = width * units;
+             std::vector<float> transposed(size), gathered, of_pairs, panels;
+             int64_t i = 0;
+             for (int64_t position = 0; position < positions; ++position) {
+               const int64_t at = (position * channels + first) * units;
+               const int64_t start = i;
+               while (i < count && pairs[i].position == position) ++i;
+               const int64_t n = i - start;
+               if (n == 0) {
+                 std::fill_n(weights_gradient + at, size, 0.f);
+                 continue;
+               }
+               for (int64_t c = 0; c < width; ++c) {
+                 for (int64_t u = 0; u < units; ++u) {
+                   transposed[u * width + c] = weights[at + c * units + u];
+                 }
+               }
+               gathered.resize(n * width);
+               of_pairs.assign(n * units, 0.f);
+               for (int64_t k = 0; k < n; ++k) {
+                 float* of_pair = of_pairs.data() + k * units;
+                 for (int64_t use = uses.starts[start + k];
+                      use < uses.starts[start + k + 1]; ++use) {
+                   const float* from = gradient + uses.contents[use] * units;
+                   for (int64_t u = 0; u < units; ++u) of_pair[u] += from[u];
+                 }
+                 const int64_t row = pairs[start + k].row * channels + first;
+                 std::memcpy(gathered.data() + k * width, rows + row,
+                             width * sizeof(float));
+                 set.add_product(of_pair, transposed.data(), units, width,
+                                 rows_gradient + row);
+               }
+               // The rows, transposed, times the gradients.
+               panels.resize(set.Padded(units) * n);
+               set.Pack(of_pairs.data(), units, n, units, panels.data());
+               set.Multiply(gathered.data(), 1, width, width, n, panels.data(),
+                            nullptr, units, [&](int64_t c) {
+                              return weights_gradient + at + c * units;
+                            });
+             }
+           });
 }
 
 void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,

@@ -39,12 +39,23 @@ void PairProducts(const Pair* pairs, int64_t count, const float* rows,
                   int64_t channels, const float* weights, int64_t positions,
                   int64_t units, const ParallelFor& parallel, float* out);
 
-// Adds the gradient of rows, given the one of out, to rows_gradient [*,
+// Which contents hold each pair: those at [starts[i], starts[i + 1]).
+struct PairUses {
+  // `contents` is [count, width], pairs in [-1, pairs).
+  PairUses(const int32_t* contents, int64_t count, int64_t width,
+           int64_t pairs);
+
+  std::vector<int64_t> starts;
+  std::vector<int32_t> contents;
+};
+
+// The gradients of sums over contents of the products of their pairs, given the
+// one of the sums, [contents, units]. Adds that of rows to rows_gradient [*,
 // channels], which holds zeros before, and sets weights_gradient [positions,
 // channels, units]. Pairs must be in the order of their positions.
 void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    int64_t channels, const float* weights, int64_t positions,
-                   int64_t units, const float* gradient,
+                   int64_t units, const PairUses& uses, const float* gradient,
                    const ParallelFor& parallel, float* rows_gradient,
                    float* weights_gradient);
 

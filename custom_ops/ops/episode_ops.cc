@@ -159,38 +159,43 @@ REGISTER_OP("ReuseTF>PatchPoolGrad")
 The gradient of PatchPool. That of a maximum goes to the first row that has it.
 )doc");
 
-REGISTER_OP("ReuseTF>PairProduct")
+REGISTER_OP("ReuseTF>ContentProduct")
     .Input("rows: float")
     .Input("pairs: int32")
+    .Input("contents: int32")
     .Input("weights: float")
-    .Output("products: float")
+    .Output("sums: float")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle rows, pairs, weights;
+      ShapeHandle rows, pairs, contents, weights;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &rows));
       TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &pairs));
-      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 3, &weights));
-      c->set_output(0, c->Matrix(c->Dim(pairs, 0), c->Dim(weights, 2)));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 2, &contents));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 3, &weights));
+      c->set_output(0, c->Matrix(c->Dim(contents, 0), c->Dim(weights, 2)));
       return absl::OkStatus();
     })
     .Doc(R"doc(
-Each pair's part in a dense layer over a map: rows[row] * weights[position].
+Each content's part in a dense layer over a map: the sum over its pairs of
+rows[row] * weights[position].
 
 rows: [U, C].
 pairs: (position, row), ordered by position, [D, 2].
+contents: Pairs, or -1, [E, size].
 weights: [positions, C, units].
-products: [D, units].
+sums: [E, units].
 )doc");
 
-REGISTER_OP("ReuseTF>PairProductGrad")
+REGISTER_OP("ReuseTF>ContentProductGrad")
     .Input("rows: float")
     .Input("pairs: int32")
+    .Input("contents: int32")
     .Input("weights: float")
     .Input("gradient: float")
     .Output("rows_gradient: float")
     .Output("weights_gradient: float")
-    .SetShapeFn(ShapesOf<0, 2>)
+    .SetShapeFn(ShapesOf<0, 3>)
     .Doc(R"doc(
-The gradients of PairProduct for rows and weights.
+The gradients of ContentProduct for rows and weights.
 )doc");
 
 REGISTER_OP("ReuseTF>RunSum")
@@ -450,17 +455,20 @@ class PatchPoolOp : public OpKernel {
   Pooling kind_ = Pooling::kMax;
 };
 
-// PairProduct and its gradient.
+// ContentProduct and its gradient. That keeps nothing of the size of the pairs:
+// there are as many as a tenth of all that is remembered of an episode.
 template <bool kGradient>
-class PairProductOp : public OpKernel {
+class ContentProductOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& pairs = context->input(1);
-    const Tensor& weights = context->input(2);
+    const Tensor& contents = context->input(2);
+    const Tensor& weights = context->input(3);
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
+    OP_REQUIRES_OK(context, CheckRank("contents", contents, 2, "[E, size]"));
     OP_REQUIRES_OK(context,
                    CheckRank("weights", weights, 3, "[positions, C, units]"));
     OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
@@ -470,6 +478,7 @@ class PairProductOp : public OpKernel {
         Mismatch("weights", "[positions, C, units] for rows [U, C]", weights));
     const int64_t count = pairs.dim_size(0), channels = rows.dim_size(1);
     const int64_t units = weights.dim_size(2), positions = weights.dim_size(0);
+    OP_REQUIRES_OK(context, CheckIds("contents", contents, -1, count));
     const auto* list =
         reinterpret_cast<const Pair*>(pairs.flat<int32_t>().data());
     for (int64_t i = 0; i < count; ++i) {
@@ -484,10 +493,12 @@ class PairProductOp : public OpKernel {
     }
     const float* from = rows.flat<float>().data();
     const float* matrices = weights.flat<float>().data();
+    const int32_t* ids = contents.flat<int32_t>().data();
+    const int64_t sums = contents.dim_size(0), size = contents.dim_size(1);
     if constexpr (kGradient) {
-      const Tensor& gradient = context->input(3);
-      OP_REQUIRES(context, gradient.shape() == TensorShape({count, units}),
-                  Mismatch("gradient", "[D, units]", gradient));
+      const Tensor& gradient = context->input(4);
+      OP_REQUIRES(context, gradient.shape() == TensorShape({sums, units}),
+                  Mismatch("gradient", "[E, units]", gradient));
       Tensor *rows_gradient = nullptr, *weights_gradient = nullptr;
       OP_REQUIRES_OK(context,
                      context->allocate_output(0, rows.shape(), &rows_gradient));
@@ -497,15 +508,21 @@ class PairProductOp : public OpKernel {
       UseHugePages(rows_gradient->data(), rows_gradient->TotalBytes());
       rows_gradient->flat<float>().setZero();
       PairGradients(list, count, from, channels, matrices, positions, units,
+                    PairUses(ids, sums, size, count),
                     gradient.flat<float>().data(), OpThreads(context),
                     rows_gradient->flat<float>().data(),
                     weights_gradient->flat<float>().data());
     } else {
-      Tensor* out = nullptr;
-      OP_REQUIRES_OK(context,
-                     context->allocate_output(0, {count, units}, &out));
+      Tensor products;
+      OP_REQUIRES_OK(
+          context, context->allocate_temp(tensorflow::DT_FLOAT, {count, units},
+                                          &products));
       PairProducts(list, count, from, channels, matrices, positions, units,
-                   OpThreads(context), out->flat<float>().data());
+                   OpThreads(context), products.flat<float>().data());
+      Tensor* out = nullptr;
+      OP_REQUIRES_OK(context, context->allocate_output(0, {sums, units}, &out));
+      PoolPatches(Pooling::kSum, products.flat<float>().data(), units, ids,
+                  size, sums, out->flat<float>().data());
     }
   }
 };
@@ -572,8 +589,8 @@ REGISTER_CPU("PatchProduct", PatchProductOp);
 REGISTER_CPU("PatchProductGrad", PatchProductGradOp);
 REGISTER_CPU("PatchPool", PatchPoolOp<false>);
 REGISTER_CPU("PatchPoolGrad", PatchPoolOp<true>);
-REGISTER_CPU("PairProduct", PairProductOp<false>);
-REGISTER_CPU("PairProductGrad", PairProductOp<true>);
+REGISTER_CPU("ContentProduct", ContentProductOp<false>);
+REGISTER_CPU("ContentProductGrad", ContentProductOp<true>);
 REGISTER_CPU("RunSum", RunSumOp<false>);
 REGISTER_CPU("RunSumGrad", RunSumOp<true>);
 #undef REGISTER_CPU

@@ -2,6 +2,8 @@
 #ifndef REUSE_TF_OPS_HELD_WEIGHT_H_
 #define REUSE_TF_OPS_HELD_WEIGHT_H_
 
+#include <cstring>
+
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor.h"
 

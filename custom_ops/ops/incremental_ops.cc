@@ -211,10 +211,11 @@ class IncrementalState : public tensorflow::ResourceBase {
       TF_RETURN_IF_ERROR(
           context->allocate_temp(DT_FLOAT, table.shape(), &spare));
       float* to = spare.flat<float>().data();
-      OpThreads(
-          context)(table.NumElements(), 1, [=](int64_t begin, int64_t end) {
-        std::memcpy(to + begin, from + begin, (end - begin) * sizeof(float));
-      });
+      OpThreads(context)(all ? 0 : table.NumElements(), 1,
+                         [=](int64_t begin, int64_t end) {
+                           std::memcpy(to + begin, from + begin,
+                                       (end - begin) * sizeof(float));
+                         });
     }
     std::swap(table, spare);
     behind = changed;
