@@ -128,6 +128,11 @@ class RunDirectory:
         self._episodes = file.open("a", newline="")
         return rows
 
+    @property
+    def is_saved(self):
+        """Whether there is a checkpoint."""
+        return bool(_checkpoints(self.path))
+
     def append(self, rows):
         """Adds rows to `episodes.csv`."""
         csv.writer(self._episodes).writerows(rows)

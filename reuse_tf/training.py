@@ -251,7 +251,7 @@ def train(settings, run_dir, make_env=None):
                 _restore_environment(env, saved)
 
         rows = [_parse(row) for row in directory.restore(read)]
-        if progress.updates == 0:
+        if not directory.is_saved:
             save()
         evaluate = evaluator(model, settings.reuse)
         bar = _Bar(settings, rows)

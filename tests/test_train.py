@@ -374,6 +374,22 @@ class Stopped(Exception):
     pass
 
 
+def test_a_run_that_was_stopped_before_its_first_update_goes_on(
+    whole, monkeypatch
+):
+    def stop(*arguments, **options):
+        raise Stopped
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(training.reinforce, "policy_gradient", stop)
+            with pytest.raises(Stopped):
+                train(settings(), "run", Catch)
+        assert files_of("run/checkpoint-000000") == CHECKPOINT
+    train(settings(), "run", Catch)
+    assert_same_run("run", whole)
+
+
 def stop_in(patch, owner, name, saves):
     """Lets a function of `owner` stop the run in a save, after some saves.
 
