@@ -86,6 +86,19 @@ Window RandomWindow(Random* random, int64_t height, int64_t width) {
   return w;
 }
 
+// Up to three windows, one after the other, over a map whose size becomes that
+// of the last one's outputs.
+std::vector<Window> RandomChain(Random* random, int64_t* height,
+                                int64_t* width) {
+  std::vector<Window> windows;
+  for (int64_t k = random->Int(0, 3); k > 0; --k) {
+    windows.push_back(RandomWindow(random, *height, *width));
+    *height = windows.back().out_height;
+    *width = windows.back().out_width;
+  }
+  return windows;
+}
+
 // Frames that follow each other: of few values, so that patches come again.
 class Video {
  public:
@@ -160,13 +173,8 @@ void TestStructure(Reuse reuse) {
   Random random(2);
   for (int i = 0; i < 40; ++i) {
     const FrameShape frame = RandomFrame(&random);
-    std::vector<Window> windows;
     int64_t height = frame.height, width = frame.width;
-    for (int64_t k = random.Int(0, 3); k > 0; --k) {
-      windows.push_back(RandomWindow(&random, height, width));
-      height = windows.back().out_height;
-      width = windows.back().out_width;
-    }
+    const std::vector<Window> windows = RandomChain(&random, &height, &width);
     Structure structure(frame, windows,
                         std::vector<int64_t>(windows.size() + 1, 20000), 0,
                         random.Pick<uint64_t>({~uint64_t{}, 3}));
@@ -252,18 +260,14 @@ void TestStructure(Reuse reuse) {
   }
 }
 
-// The last position's and tile's pixels, found by going through all windows.
+// The places of positions in tiles, and the pixels under a tile, which are
+// found by going back through all windows.
 void TestTiles() {
   Random random(8);
   for (int i = 0; i < 60; ++i) {
     const FrameShape frame = RandomFrame(&random);
-    std::vector<Window> windows;
     int64_t height = frame.height, width = frame.width;
-    for (int64_t k = random.Int(0, 3); k > 0; --k) {
-      windows.push_back(RandomWindow(&random, height, width));
-      height = windows.back().out_height;
-      width = windows.back().out_width;
-    }
+    const std::vector<Window> windows = RandomChain(&random, &height, &width);
     const Tiles tiles(frame, windows);
     const std::vector<int32_t> order = tiles.Order();
     CHECK(static_cast<int64_t>(order.size()) == height * width);
@@ -333,13 +337,8 @@ void TestNewTiles() {
   Random random(9);
   for (int i = 0; i < 40; ++i) {
     const FrameShape frame = RandomFrame(&random);
-    std::vector<Window> windows;
     int64_t height = frame.height, width = frame.width;
-    for (int64_t k = random.Int(0, 3); k > 0; --k) {
-      windows.push_back(RandomWindow(&random, height, width));
-      height = windows.back().out_height;
-      width = windows.back().out_width;
-    }
+    const std::vector<Window> windows = RandomChain(&random, &height, &width);
     const std::vector<int64_t> max_rows(windows.size() + 1, 20000);
     const int64_t max_tiles = random.Pick<int64_t>({3, 30, 5000});
     Structure all(frame, windows, max_rows, 0);
@@ -388,13 +387,8 @@ void TestEpisodes() {
   Random random(11);
   for (int i = 0; i < 40; ++i) {
     const FrameShape frame = RandomFrame(&random);
-    std::vector<Window> windows;
     int64_t height = frame.height, width = frame.width;
-    for (int64_t k = random.Int(0, 3); k > 0; --k) {
-      windows.push_back(RandomWindow(&random, height, width));
-      height = windows.back().out_height;
-      width = windows.back().out_width;
-    }
+    const std::vector<Window> windows = RandomChain(&random, &height, &width);
     const std::vector<int64_t> max_rows(windows.size() + 1, 20000);
     Structure structure(frame, windows, max_rows,
                         random.Pick<int64_t>({0, 3, 5000}));

@@ -294,7 +294,7 @@ class VideoStructureOp : public OpKernel {
                   absl::ResourceExhaustedError(
                       "frames have more than 2^31 - 1 distinct patches"));
     }
-    OutputStructure(context, shape, windows, structure, &recorder);
+    OutputStructure(context, shape, structure, &recorder);
   }
 
   NetworkSpec spec_;

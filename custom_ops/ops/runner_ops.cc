@@ -346,12 +346,10 @@ class RunnerRecordingOp : public OpKernel {
                 absl::InvalidArgumentError(
                     absl::StrCat("num_stages must be that of the program, ",
                                  spec.stages.size(), ", got ", stages_)));
-    std::vector<Window> windows;
-    for (const auto& stage : spec.stages) windows.push_back(stage.window);
     try {
       state->WithNetwork([&](Network& network) {
         const auto recorder = network.TakeRecording();
-        OutputStructure(context, spec.frame, windows, network.structure(),
+        OutputStructure(context, spec.frame, network.structure(),
                         recorder.get());
       });
       state->Release();

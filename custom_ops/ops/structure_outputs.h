@@ -61,9 +61,7 @@ inline void OutputPixels(tensorflow::OpKernelContext* context,
 // What was recorded of a structure: nothing if there are no frames, or if
 // `recorder` is null.
 inline void OutputStructure(tensorflow::OpKernelContext* context,
-                            const FrameShape& frame,
-                            const std::vector<Window>& windows,
-                            const Structure& structure,
+                            const FrameShape& frame, const Structure& structure,
                             EpisodeRecorder* recorder) {
   std::vector<Pair> pairs;
   std::vector<int32_t> contents, order;
@@ -74,6 +72,7 @@ inline void OutputStructure(tensorflow::OpKernelContext* context,
   };
   const bool any = !order.empty();
   const auto& maps = structure.maps();
+  const std::vector<Window>& windows = structure.windows();
   const InternTable* table = maps[0].table.get();
   OutputPixels(context, frame, table,
                !any               ? 0
