@@ -145,7 +145,8 @@ class Episode:
     """The steps of one episode, in the order of time.
 
     Attributes:
-        frames: uint8 arrays `[height, width, channels]`: what was seen.
+        frames: uint8 arrays `[height, width, channels]`: what was seen. May
+            be emptied when no longer needed.
         actions: Integers: what was done then.
         rewards: Floats: what came of it.
     """
@@ -156,7 +157,7 @@ class Episode:
         self.rewards = []
 
     def __len__(self):
-        return len(self.frames)
+        return len(self.actions)
 
     def append(self, frame, action, reward):
         """Adds a step.
@@ -187,7 +188,14 @@ class Gradient(NamedTuple):
 
 
 def policy_gradient(
-    logits_fn, variables, episodes, *, discount, entropy=0.0, max_frames=None
+    logits_fn,
+    variables,
+    episodes,
+    *,
+    discount,
+    entropy=0.0,
+    max_frames=None,
+    structure=None,
 ):
     """Computes the gradient of the loss per step of episodes.
 
@@ -206,6 +214,9 @@ def policy_gradient(
         max_frames: The most frames to pass to a call of `logits_fn`, which
             bounds the memory it takes. By default all are passed at once, one
             episode after the other.
+        structure: The `reuse_tf.Structure` of the frames of all episodes, one
+            after the other, for a `Runner` to be called with at once, instead
+            of the episodes' `frames`.
 
     Returns:
         A `Gradient`.
@@ -224,11 +235,14 @@ def policy_gradient(
         )
     )
     frames = [frame for episode in episodes for frame in episode.frames]
+    size = steps if structure is not None else max_frames or steps
     gradients, loss, nats = None, 0.0, 0.0
-    for begin in range(0, steps, max_frames or steps):
-        part = slice(begin, begin + (max_frames or steps))
+    for begin in range(0, steps, size):
+        part = slice(begin, begin + size)
         with tf.GradientTape() as tape:
-            logits = logits_fn(np.stack(frames[part]))
+            logits = logits_fn(
+                np.stack(frames[part]) if structure is None else structure
+            )
             part_nats = entropy_bonus(logits) / steps
             part_loss = (
                 policy_gradient_loss(

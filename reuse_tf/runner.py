@@ -84,7 +84,8 @@ class Structure(NamedTuple):
         runs: When a tile shows a content: (content, first frame, last frame +
             1), int32 `[K, 3]`.
         order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
-            frames of a stream have consecutive numbers.
+            frames of a stream have consecutive numbers. Outputs follow it: to
+            have them in another order, permute it.
         patches: For each convolution and pooling, the distinct patches, as
             ids of the rows of the layer before: int32 `[M, taps]`, -1 being
             padding.

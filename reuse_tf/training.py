@@ -276,16 +276,8 @@ def train(settings, run_dir, make_env=None):
                     envs, evaluate.act, rng, count, max_steps, progress, bar
                 )
                 begin = time.perf_counter()
-                at_once = evaluate.end(order)
-                gradient = reinforce.policy_gradient(
-                    at_once or evaluate.logits_fn,
-                    model.trainable_variables,
-                    [episode for episode, _ in played],
-                    discount=settings.discount,
-                    entropy=settings.entropy,
-                    max_frames=None if at_once else evaluate.max_frames,
-                )
-                norm = compiled.apply(gradient.gradients)
+                episodes = [episode for episode, _ in played]
+                update = _update(evaluate, compiled, episodes, order, settings)
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"Update {progress.updates + 1} failed: {error}. The last "
@@ -312,7 +304,7 @@ def train(settings, run_dir, make_env=None):
             progress.episodes += len(new)
             rows += new
             directory.append(new)
-            log(progress, new, gradient, norm)
+            log(progress, new, update)
             bar.update(progress.steps, rows)
             if now - saved_at >= settings.checkpoint_seconds:
                 save()
@@ -410,6 +402,43 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
     )
 
 
+def _update(evaluate, optimizer, episodes, order, settings):
+    """Differentiates episodes and updates the weights.
+
+    Nothing large is left behind, for the next episodes to be played in the
+    memory that this took.
+
+    Args:
+        evaluate: See `evaluator`.
+        optimizer: A `reinforce.Optimizer`.
+        episodes: What was played. Their frames are dropped if not needed.
+        order: See `Reusing.end`.
+        settings: `Settings`.
+
+    Returns:
+        A dict of what there is to log.
+    """
+    structure = evaluate.end(order)
+    if structure is not None:
+        for episode in episodes:
+            episode.frames.clear()
+    gradient = reinforce.policy_gradient(
+        evaluate.logits_fn,
+        optimizer.variables,
+        episodes,
+        discount=settings.discount,
+        entropy=settings.entropy,
+        max_frames=evaluate.max_frames,
+        structure=structure,
+    )
+    norm = optimizer.apply(gradient.gradients)
+    return {
+        "loss": gradient.loss,
+        "entropy": gradient.entropy,
+        "gradient_norm": norm,
+    }
+
+
 class Reusing:
     """How to act and to differentiate, with reuse.
 
@@ -440,18 +469,19 @@ class Reusing:
         self._runner.record()
 
     def end(self, order):
-        """Returns a `logits_fn` for all that was acted since `begin`, at once.
+        """Returns the `Structure` of all frames acted upon since `begin`.
 
         Args:
-            order: The number of each of its frames in the order of acting.
+            order: Of each frame, its number in the order of acting.
 
         Returns:
-            None if there is none, or too much.
+            Its frames are in the order of the argument. None if there is
+            none, or too much to differentiate at once.
         """
         structure = self._runner.recorded()
         if structure is None or len(order) > self.max_frames:
             return None
-        return lambda frames: tf.gather(self._runner(structure), order)
+        return structure._replace(order=tf.gather(structure.order, order))
 
 
 class Plain:
@@ -579,24 +609,26 @@ def _tensorboard(path):
     `tf.summary.scalar` needs TensorBoard to be installed; what it writes does
     not.
     """
-    writer = tf.summary.create_file_writer(str(path / "tensorboard"))
+
+    @functools.cache  # With a first update, and not before: it makes a file.
+    def writer():
+        return tf.summary.create_file_writer(str(path / "tensorboard"))
+
     scalar = tf.compat.v1.SummaryMetadata(
         plugin_data={"plugin_name": "scalars"},
         data_class="DATA_CLASS_SCALAR",
     )
 
-    def log(progress, rows, gradient, norm):
-        with writer.as_default(step=progress.steps):
+    def log(progress, rows, update):
+        with writer().as_default(step=progress.steps):
             for name, value in {
                 "return": np.mean([row.return_ for row in rows]),
                 "length": np.mean([row.length for row in rows]),
                 "steps_per_second": progress.steps / progress.total_seconds,
-                "loss": gradient.loss,
-                "entropy": gradient.entropy,
-                "gradient_norm": norm,
+                **update,
             }.items():
                 tf.summary.write(name, np.float32(value), metadata=scalar)
-        writer.flush()
+        writer().flush()
 
     return log
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from reuse_tf import reinforce
 from reuse_tf.policy import build_policy
+from reuse_tf.runner import Runner
 
 SHAPE, NUM_ACTIONS = (6, 5, 2), 3
 
@@ -243,6 +244,28 @@ def test_the_gradient_of_episodes_is_keras_s(entropy, max_frames):
     assert result.entropy == pytest.approx(float(nats), rel=1e-5)
     for got, want in zip(result.gradients, gradients, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_frames", [None, 4])
+def test_a_structure_takes_the_place_of_the_frames(max_frames):
+    model, played = policy(), episodes(7, 12)
+    want, loss, _ = keras_gradient(model, played, 0.9, 0.0)
+    runner = Runner(model)
+    backwards = np.concatenate([episode.frames for episode in played])[::-1]
+    structure = runner.structure(backwards)
+    for episode in played:
+        episode.frames.clear()
+    result = reinforce.policy_gradient(
+        runner,
+        model.trainable_variables,
+        played,
+        discount=0.9,
+        max_frames=max_frames,
+        structure=structure._replace(order=structure.order[::-1]),
+    )
+    assert result.loss == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+    for gradient, other in zip(result.gradients, want, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_frames", [None, 3])

@@ -365,8 +365,10 @@ def test_a_resumed_run_is_the_same_to_the_bit(reuse):
 
 def test_a_finished_run_is_left_as_it_is(run):
     checkpoint = newest_policy(run).read_bytes()
+    logs = set((run / "tensorboard").iterdir())
     _, summary = train(settings(), run, Catch)
     assert newest_policy(run).read_bytes() == checkpoint
+    assert set((run / "tensorboard").iterdir()) == logs
     assert len(summary.returns) == len(rows_of(run)) == 12
 
 

@@ -12,6 +12,7 @@
 #include "custom_ops/kernels/window.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
 namespace reuse_tf {
@@ -33,6 +34,14 @@ inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
         tensorflow::thread::ThreadPool::SchedulingParams::Adaptive(cycles),
         body);
   };
+}
+
+// The state that an op is given as its first input.
+template <typename State>
+absl::Status GetState(tensorflow::OpKernelContext* context,
+                      tensorflow::core::RefCountPtr<State>* state) {
+  return tensorflow::LookupResource(
+      context, tensorflow::HandleFromInput(context, 0), state);
 }
 
 // Ids are int32: what they number must be countable by one.

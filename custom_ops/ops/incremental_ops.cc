@@ -259,12 +259,6 @@ class IncrementalState : public tensorflow::ResourceBase {
   }
 };
 
-absl::Status GetState(OpKernelContext* context,
-                      RefCountPtr<IncrementalState>* state) {
-  return tensorflow::LookupResource(
-      context, tensorflow::HandleFromInput(context, 0), state);
-}
-
 class IncrementalStateOp : public OpKernel {
  public:
   using OpKernel::OpKernel;

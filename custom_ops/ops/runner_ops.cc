@@ -229,12 +229,6 @@ class RunnerState : public tensorflow::ResourceBase {
   std::vector<const float*> pointers_;  // to the held weights
 };
 
-absl::Status GetState(OpKernelContext* context,
-                      RefCountPtr<RunnerState>* state) {
-  return tensorflow::LookupResource(
-      context, tensorflow::HandleFromInput(context, 0), state);
-}
-
 class RunnerStateOp : public OpKernel {
  public:
   explicit RunnerStateOp(OpKernelConstruction* context) : OpKernel(context) {

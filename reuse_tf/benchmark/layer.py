@@ -5,7 +5,8 @@ in alternation on the same frames: `keras.layers.Conv2D` in a `tf.function`,
 and `IncrementalConv2D` called eagerly and in a `tf.function`; beside them, both
 ways of calling when nothing has changed, which is a call's own overhead, and
 what that consists of: a call with a single value, and a comparison of two
-frames (memcmp, on one thread).
+frames (memcmp, on one thread). Results in `--out` are kept: only what is
+missing is measured.
 """
 
 import math
@@ -20,6 +21,11 @@ from reuse_tf.benchmark.frames import SIDES, cyclic_frames
 from reuse_tf.layers import IncrementalConv2D
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+# What tells the rows of a file apart.
+KEY = (
+    *("height", "width", "channels", "filters", "kernel_size"),
+    *("change", "target", "rounds", "seed", "threads"),
+)
 
 FLAGS = flags.FlagValues()
 
@@ -54,20 +60,33 @@ SEED = flags.DEFINE_integer(
 OUT = report.define_out(FLAGS)
 
 
-def measure(shape, filters, kernel_size, rounds, seed=0, fractions=FRACTIONS):
+def measure(
+    *,
+    height,
+    width,
+    channels,
+    filters,
+    kernel_size,
+    change,
+    target,
+    rounds,
+    seed,
+):
     """Measures one layer: "same" padding, strides of 1, ReLU.
 
     Args:
-        shape: Height, width and channels of a frame.
+        height: Height of a frame.
+        width: Its width.
+        channels: Its channels.
         filters: Filters of the layer.
         kernel_size: Height and width of the kernel.
+        change: A key of `SIDES`.
+        target: The fraction of positions that is to change.
         rounds: How often to call each function.
         seed: Decides weights and frames.
-        fractions: The fractions of positions that are to change.
 
-    Yields:
-        One dict for each pattern and fraction. `change` and `target` are
-        these; `changed` is the fraction that the layer recomputed. In
+    Returns:
+        A dict. `changed` is the fraction that the layer recomputed. In
         microseconds, medians: `dense_us`; of the incremental layer
         `eager_us` and `graph_us`, the same when nothing changed,
         `eager_still_us` and `graph_still_us`, and with a single value,
@@ -81,6 +100,7 @@ def measure(shape, filters, kernel_size, rounds, seed=0, fractions=FRACTIONS):
         RuntimeError: If the incremental and the dense result differ.
     """
     keras.utils.set_random_seed(seed)
+    shape = (height, width, channels)
     arguments = {"padding": "same", "activation": "relu"}
     dense = keras.layers.Conv2D(filters, kernel_size, **arguments)
 
@@ -104,44 +124,48 @@ def measure(shape, filters, kernel_size, rounds, seed=0, fractions=FRACTIONS):
     single = tf.zeros([1, 1, 1, 1])
     eager_single = IncrementalConv2D(1, 1, **arguments)
     graph_single = tf.function(IncrementalConv2D(1, 1, **arguments))
-    generator = np.random.default_rng(seed)
-    for change in SIDES:
-        for target in fractions:
-            frames = [
-                tf.constant(frame[None])
-                for frame in cyclic_frames(
-                    shape, kernel_size, target, change, generator
-                )
-            ]
+    frames = [
+        tf.constant(frame[None])
+        for frame in cyclic_frames(
+            shape, kernel_size, target, change, np.random.default_rng(seed)
+        )
+    ]
 
-            def frame(i, frames=frames):
-                return frames[i % len(frames)]
+    def frame(i):
+        return frames[i % len(frames)]
 
-            # Round the whole circle, so that the timed frames follow it.
-            for i in range(len(frames)):
-                eager(frame(i))
-            before = eager.stats
-            seconds, results = timing.alternate(
-                {
-                    "dense": lambda i, at=frame: dense_function(at(i)),
-                    "eager": lambda i, at=frame: eager(at(i)),
-                    "graph": lambda i, at=frame: graph_function(at(i)),
-                    "eager_still": lambda i: eager_still(still),
-                    "graph_still": lambda i: graph_still(still),
-                    "eager_call": lambda i: eager_single(single),
-                    "graph_call": lambda i: graph_single(single),
-                    "compare": lambda i: equal_bytes == still_bytes,
-                },
-                rounds,
-                warm_up=len(frames),
-            )
-            after = eager.stats
-            for name in ("eager", "graph"):
-                _check_equal(results["dense"], results[name])
-            changed = (
-                after.recomputed_positions - before.recomputed_positions
-            ) / (after.positions - before.positions)
-            yield _row(change, target, changed, timing.medians(seconds))
+    # Round the whole circle, so that the timed frames follow it.
+    for i in range(len(frames)):
+        eager(frame(i))
+    before = eager.stats
+    seconds, results = timing.alternate(
+        {
+            "dense": lambda i: dense_function(frame(i)),
+            "eager": lambda i: eager(frame(i)),
+            "graph": lambda i: graph_function(frame(i)),
+            "eager_still": lambda i: eager_still(still),
+            "graph_still": lambda i: graph_still(still),
+            "eager_call": lambda i: eager_single(single),
+            "graph_call": lambda i: graph_single(single),
+            "compare": lambda i: equal_bytes == still_bytes,
+        },
+        rounds,
+        warm_up=len(frames),
+    )
+    after = eager.stats
+    for name in ("eager", "graph"):
+        _check_equal(results["dense"], results[name])
+    changed = (after.recomputed_positions - before.recomputed_positions) / (
+        after.positions - before.positions
+    )
+    medians = timing.medians(seconds)
+    row = {"changed": changed}
+    row.update((f"{name}_us", median) for name, median in medians.items())
+    for way in ("eager", "graph"):
+        net = medians[way] - medians[f"{way}_still"]
+        row[f"{way}_speed_up"] = medians["dense"] / medians[way]
+        row[f"{way}_net"] = medians["dense"] / net if net > 0 else math.inf
+    return {**row, "promised": promised(changed)}
 
 
 def _check_equal(dense, incremental):
@@ -152,18 +176,6 @@ def _check_equal(dense, incremental):
             f"The incremental result is off by {error} where the dense one "
             f"has values of up to {scale}."
         )
-
-
-def _row(change, target, changed, medians):
-    row = {"change": change, "target": target, "changed": changed}
-    row.update((f"{name}_us", median) for name, median in medians.items())
-    dense = medians["dense"]
-    for way in ("eager", "graph"):
-        net = medians[way] - medians[f"{way}_still"]
-        row[f"{way}_speed_up"] = dense / medians[way]
-        row[f"{way}_net"] = dense / net if net > 0 else math.inf
-    row["promised"] = promised(changed)
-    return row
 
 
 def promised(changed):
@@ -179,24 +191,38 @@ def main():
     """Measures what the flags describe; prints and writes the results."""
     if THREADS.value:
         tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
-    shape = (HEIGHT.value, WIDTH.value, CHANNELS.value)
-    size = KERNEL_SIZE.value
+    layer = {
+        flag.name: flag.value
+        for flag in (HEIGHT, WIDTH, CHANNELS, FILTERS, KERNEL_SIZE)
+    }
+    results = report.Results(OUT.value, KEY)
     environment = report.environment()
     print(
-        f"One convolution, {'x'.join(map(str, shape))} -> {FILTERS.value} "
-        f"filters {size}x{size}, relu. "
+        "One convolution, {height}x{width}x{channels} -> {filters} filters "
+        "{kernel_size}x{kernel_size}, relu. ".format(**layer)
         + ", ".join(f"{name} {value}" for name, value in environment.items())
         + f", medians of {ROUNDS.value} calls in alternation.\n"
     )
+
+    def row(**asked):
+        return results.row(
+            {**asked, "threads": environment["threads"]},
+            lambda: {**measure(**asked), **environment},
+        )
+
     # The device on which the incremental ops run.
     with tf.device("CPU:0"):
-        rows = (
-            {**row, **environment}
-            for row in measure(
-                shape, FILTERS.value, size, ROUNDS.value, SEED.value
+        _print(
+            row(
+                **layer,
+                change=change,
+                target=target,
+                rounds=ROUNDS.value,
+                seed=SEED.value,
             )
+            for change in SIDES
+            for target in FRACTIONS
         )
-        _print(report.saved(rows, OUT.value))
 
 
 def _print(rows):
@@ -215,25 +241,36 @@ def _print(rows):
             ("promised", 8),
         ]
     )
+    formats = {
+        "target": ".0%",
+        "changed": ".2%",
+        "dense_us": ".0f",
+        "eager_us": ".0f",
+        "eager_speed_up": ".2f",
+        "eager_net": ".2f",
+        "graph_us": ".0f",
+        "graph_speed_up": ".2f",
+        "graph_net": ".2f",
+        "promised": ".2f",
+    }
+    # Of no meaning where nothing changed.
+    ratios = ("eager_net", "graph_net", "promised")
     printed = []
     for row in rows:
         printed.append(row)
+        still = float(row["changed"]) == 0
         table.print_row(
             row["change"],
-            f"{row['target']:.0%}",
-            f"{row['changed']:.2%}",
-            f"{row['dense_us']:.0f}",
-            f"{row['eager_us']:.0f}",
-            f"{row['eager_speed_up']:.2f}",
-            f"{row['eager_net']:.2f}" if row["changed"] else "-",
-            f"{row['graph_us']:.0f}",
-            f"{row['graph_speed_up']:.2f}",
-            f"{row['graph_net']:.2f}" if row["changed"] else "-",
-            f"{row['promised']:.2f}" if row["changed"] else "-",
+            *(
+                "-"
+                if still and name in ratios
+                else f"{float(row[name]):{form}}"
+                for name, form in formats.items()
+            ),
         )
 
     def median(name):
-        return float(np.median([row[name] for row in printed]))
+        return float(np.median([float(row[name]) for row in printed]))
 
     print(
         "\nNet: less the time of a call when nothing changed, layer(x) "

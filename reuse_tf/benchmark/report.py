@@ -69,30 +69,6 @@ def _processors():
     return os.cpu_count()
 
 
-def saved(rows, path):
-    """Writes rows to a CSV file as they come, and passes them on.
-
-    Args:
-        rows: Iterable of dicts that have the same keys.
-        path: The file, which is replaced; or None, to write nothing.
-
-    Yields:
-        The rows.
-    """
-    if path is None:
-        yield from rows
-        return
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
-            writer.writerow(row)
-            file.flush()
-            yield row
-
-
 class Results:
     """A CSV file of measurements, of which only the missing ones are made.
 

@@ -53,9 +53,7 @@ def _box(pixels):
     if not pixels.any():
         return 0
     sides = (np.flatnonzero(pixels.any(axis)) for axis in (0, 1))
-    return np.prod(
-        [side[-1] - side[0] + 1 if len(side) else 0 for side in sides]
-    )
+    return np.prod([side[-1] - side[0] + 1 for side in sides])
 
 
 def main():
