@@ -243,17 +243,7 @@ def cost(rows, downsample):
     rows = rows.sort_values("filters")
     rows = rows.rename(columns={"new_rows": "new rows"})
     figure, (by_filters, by_changes) = _figure(height=4, columns=2)
-    seaborn.lineplot(
-        rows,
-        x="filters",
-        y="micros",
-        hue="column",
-        palette=_COLORS,
-        estimator="median",
-        errorbar=("pi", 50),
-        marker="o",
-        ax=by_filters,
-    )
+    _medians_of_games(rows, "filters", by_filters)
     by_filters.set(
         title="median and middle half of the games",
         ylabel="policy, µs a step",
@@ -310,17 +300,7 @@ def over_time(rows, setting):
             )
         )
     figure, axes = _figure(height=4)
-    seaborn.lineplot(
-        pandas.concat(parts),
-        x="step",
-        y="micros",
-        hue="column",
-        palette=_COLORS,
-        estimator="median",
-        errorbar=("pi", 50),
-        marker="o",
-        ax=axes,
-    )
+    _medians_of_games(pandas.concat(parts), "step", axes)
     axes.legend(title=None)
     axes.set(
         title=f"{_title(setting)}: cost as frames go by",
@@ -399,6 +379,21 @@ def layer(rows):
     axes.set_xticks([], minor=True)
     _number_axis(axes.yaxis)
     return figure
+
+
+def _medians_of_games(rows, x, axes):
+    """Draws a line for each column, and the middle half of the games."""
+    seaborn.lineplot(
+        rows,
+        x=x,
+        y="micros",
+        hue="column",
+        palette=_COLORS,
+        estimator="median",
+        errorbar=("pi", 50),
+        marker="o",
+        ax=axes,
+    )
 
 
 def _medians(plays):

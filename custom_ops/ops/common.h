@@ -17,8 +17,19 @@
 
 namespace reuse_tf {
 
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::ResourceHandle;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::core::RefCountPtr;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
+
 // TensorFlow's own thread pool, as the kernels see it.
-inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
+inline ParallelFor OpThreads(OpKernelContext* context) {
   auto* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
   return [pool](int64_t total, int64_t cycles,
                 const std::function<void(int64_t, int64_t)>& body) {
@@ -38,8 +49,7 @@ inline ParallelFor OpThreads(tensorflow::OpKernelContext* context) {
 
 // The state that an op is given as its first input.
 template <typename State>
-absl::Status GetState(tensorflow::OpKernelContext* context,
-                      tensorflow::core::RefCountPtr<State>* state) {
+absl::Status GetState(OpKernelContext* context, RefCountPtr<State>* state) {
   return tensorflow::LookupResource(
       context, tensorflow::HandleFromInput(context, 0), state);
 }
@@ -53,8 +63,8 @@ inline absl::Status CheckCountable(const char* what, int64_t count) {
   return absl::OkStatus();
 }
 
-inline absl::Status CheckRank(const char* name, const tensorflow::Tensor& t,
-                              int rank, const char* layout) {
+inline absl::Status CheckRank(const char* name, const Tensor& t, int rank,
+                              const char* layout) {
   if (t.dims() != rank) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, " must have rank ", rank, " ", layout,
@@ -64,7 +74,7 @@ inline absl::Status CheckRank(const char* name, const tensorflow::Tensor& t,
 }
 
 // Checks that `lowest` <= ids < count.
-inline absl::Status CheckIds(const char* name, const tensorflow::Tensor& ids,
+inline absl::Status CheckIds(const char* name, const Tensor& ids,
                              int32_t lowest, int64_t count) {
   const auto flat = ids.flat<int32_t>();
   int64_t bad = -1;
@@ -81,8 +91,8 @@ inline absl::Status CheckIds(const char* name, const tensorflow::Tensor& ids,
 
 // Checks that frames are [*, height, width, channels] of the type and shape
 // that a program says; `batch` names the first dimension.
-inline absl::Status CheckFrames(const tensorflow::Tensor& frames,
-                                const FrameShape& shape, const char* batch) {
+inline absl::Status CheckFrames(const Tensor& frames, const FrameShape& shape,
+                                const char* batch) {
   const bool bytes = frames.dtype() == tensorflow::DT_UINT8;
   if (frames.dims() == 4 && frames.dim_size(1) == shape.height &&
       frames.dim_size(2) == shape.width &&

@@ -16,15 +16,6 @@
 namespace reuse_tf {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::shape_inference::DimensionHandle;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
 // A shape function that knows the outputs' ranks only.
 template <int... kRanks>
 absl::Status Ranks(InferenceContext* c) {

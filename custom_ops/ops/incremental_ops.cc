@@ -20,16 +20,6 @@ namespace {
 using tensorflow::DT_FLOAT;
 using tensorflow::DT_INT64;
 using tensorflow::DT_RESOURCE;
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::ResourceHandle;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::core::RefCountPtr;
-using tensorflow::shape_inference::DimensionHandle;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
 
 constexpr char kActivations[] =
     "activation: {'linear', 'relu', 'relu6', 'leaky_relu', 'elu', 'selu', "

@@ -17,15 +17,7 @@
 namespace reuse_tf {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::ResourceHandle;
-using tensorflow::Tensor;
 using tensorflow::Var;
-using tensorflow::core::RefCountPtr;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
 
 REGISTER_OP("ReuseTF>RunnerState")
     .Attr("program: list(string)")

@@ -9,15 +9,6 @@
 namespace reuse_tf {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::shape_inference::DimensionHandle;
-using tensorflow::shape_inference::InferenceContext;
-using tensorflow::shape_inference::ShapeHandle;
-
 REGISTER_OP("ReuseTF>SparseGather")
     .Attr("T: {float, double, half, bfloat16, uint8, int32}")
     .Input("rows: T")

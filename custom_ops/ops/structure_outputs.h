@@ -9,15 +9,12 @@
 
 #include "custom_ops/kernels/episode.h"
 #include "custom_ops/kernels/structure.h"
-#include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/shape_inference.h"
+#include "custom_ops/ops/common.h"
 
 namespace reuse_tf {
 
 // The shapes of pixels, pairs, contents, runs, order and patches.
-inline void SetStructureShapes(
-    tensorflow::shape_inference::InferenceContext* c,
-    tensorflow::shape_inference::DimensionHandle channels) {
+inline void SetStructureShapes(InferenceContext* c, DimensionHandle channels) {
   c->set_output(0, c->Matrix(c->UnknownDim(), channels));
   c->set_output(1, c->Matrix(c->UnknownDim(), 2));
   c->set_output(2, c->Matrix(c->UnknownDim(), Tiles::kPositions));
@@ -28,9 +25,9 @@ inline void SetStructureShapes(
   }
 }
 
-inline void OutputIds(tensorflow::OpKernelContext* context, int index,
-                      const tensorflow::TensorShape& shape, const void* data) {
-  tensorflow::Tensor* out = nullptr;
+inline void OutputIds(OpKernelContext* context, int index,
+                      const TensorShape& shape, const void* data) {
+  Tensor* out = nullptr;
   OP_REQUIRES_OK(context, context->allocate_output(index, shape, &out));
   if (out->NumElements() > 0) {
     std::memcpy(out->data(), data, out->NumElements() * sizeof(int32_t));
@@ -39,11 +36,10 @@ inline void OutputIds(tensorflow::OpKernelContext* context, int index,
 
 // Of `count` distinct pixels: those of a table, or, if it is null, all values
 // of one byte.
-inline void OutputPixels(tensorflow::OpKernelContext* context,
-                         const FrameShape& frame, const InternTable* table,
-                         int64_t count) {
+inline void OutputPixels(OpKernelContext* context, const FrameShape& frame,
+                         const InternTable* table, int64_t count) {
   const int64_t channels = frame.channels;
-  tensorflow::Tensor* out = nullptr;
+  Tensor* out = nullptr;
   OP_REQUIRES_OK(context, context->allocate_output(0, {count, channels}, &out));
   float* to = out->flat<float>().data();
   for (int64_t i = 0; i < count; ++i, to += channels) {
@@ -60,8 +56,8 @@ inline void OutputPixels(tensorflow::OpKernelContext* context,
 
 // What was recorded of a structure: nothing if there are no frames, or if
 // `recorder` is null.
-inline void OutputStructure(tensorflow::OpKernelContext* context,
-                            const FrameShape& frame, const Structure& structure,
+inline void OutputStructure(OpKernelContext* context, const FrameShape& frame,
+                            const Structure& structure,
                             EpisodeRecorder* recorder) {
   std::vector<Pair> pairs;
   std::vector<int32_t> contents, order;
