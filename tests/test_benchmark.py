@@ -111,30 +111,34 @@ def test_functions_take_turns():
     assert timing.medians({"a": np.array([1.0, 5.0, 2.0])}) == {"a": 2e6}
 
 
-def measured_layer(height, width, target, rounds=12):
+def measured_layer(height, width, change, target, rounds=12):
     return layer.measure(
         height=height,
         width=width,
         channels=2,
         filters=3,
         kernel_size=3,
-        change="blobs",
+        change=change,
         target=target,
         rounds=rounds,
         seed=0,
     )
 
 
-@pytest.mark.parametrize("target", [0.0, 0.1, 1.0])
-def test_a_row_holds_what_was_asked_for(target):
-    row = measured_layer(16, 16, target)
+@pytest.mark.parametrize("change", ["blobs", "noise"])
+@pytest.mark.parametrize("target", [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+def test_a_row_holds_what_was_asked_for(change, target):
+    row = measured_layer(16, 16, change, target)
     # The least that can change is one position in 256, in a corner four.
     assert abs(row["changed"] - target) <= 4 / 256
     for name in ("eager", "graph"):
         assert row[f"{name}_speed_up"] == row["dense_us"] / row[f"{name}_us"]
         assert row[f"{name}_net"] > row[f"{name}_speed_up"]
         assert row[f"{name}_still_us"] > 0 < row[f"{name}_call_us"]
-    assert row["promised"] == layer.promised(row["changed"])
+    if target == 0:
+        assert row["changed"] == 0 and row["promised"] == math.inf
+    if target == 1:
+        assert row["changed"] == 1 and row["promised"] == 1 / 1.3
 
 
 def test_promised_speed_up():
@@ -152,7 +156,7 @@ def test_a_wrong_result_is_not_measured(monkeypatch):
         lambda self, inputs: call(self, inputs) + 1e-3,
     )
     with pytest.raises(RuntimeError, match="is off by"):
-        measured_layer(6, 6, 1.0, rounds=1)
+        measured_layer(6, 6, "blobs", 0, rounds=1)
 
 
 def test_the_table_is_printed_and_written(capsys, tmp_path):
@@ -201,7 +205,7 @@ def test_the_table_is_printed_and_written(capsys, tmp_path):
     program.main(command)
     again = path.read_text(encoding="utf-8").splitlines(keepends=True)
     assert again[:-1] == lines[:4] + lines[5:]
-    assert again[-1].split(",")[:9] == lines[4].split(",")[:9]
+    assert again[-1].split(",")[:10] == lines[4].split(",")[:10]
 
 
 BAD_ARGUMENTS = {
