@@ -226,33 +226,22 @@ def main():
 
 
 def _print(rows):
+    # Headings, widths, names in a row and formats.
+    columns = [
+        ("target", 6, "target", ".0%"),
+        ("changed", 8, "changed", ".2%"),
+        ("dense µs", 8, "dense_us", ".0f"),
+        ("layer(x) µs", 8, "eager_us", ".0f"),
+        ("speed-up", 8, "eager_speed_up", ".2f"),
+        ("net", 7, "eager_net", ".2f"),
+        ("tf.function µs", 8, "graph_us", ".0f"),
+        ("speed-up", 8, "graph_speed_up", ".2f"),
+        ("net", 7, "graph_net", ".2f"),
+        ("promised", 8, "promised", ".2f"),
+    ]
     table = report.Table(
-        [
-            ("change", 6),
-            ("target", 6),
-            ("changed", 8),
-            ("dense µs", 8),
-            ("layer(x) µs", 8),
-            ("speed-up", 8),
-            ("net", 7),
-            ("tf.function µs", 8),
-            ("speed-up", 8),
-            ("net", 7),
-            ("promised", 8),
-        ]
+        [("change", 6), *((heading, width) for heading, width, *_ in columns)]
     )
-    formats = {
-        "target": ".0%",
-        "changed": ".2%",
-        "dense_us": ".0f",
-        "eager_us": ".0f",
-        "eager_speed_up": ".2f",
-        "eager_net": ".2f",
-        "graph_us": ".0f",
-        "graph_speed_up": ".2f",
-        "graph_net": ".2f",
-        "promised": ".2f",
-    }
     # Of no meaning where nothing changed.
     ratios = ("eager_net", "graph_net", "promised")
     printed = []
@@ -265,7 +254,7 @@ def _print(rows):
                 "-"
                 if still and name in ratios
                 else f"{float(row[name]):{form}}"
-                for name, form in formats.items()
+                for *_, name, form in columns
             ),
         )
 
