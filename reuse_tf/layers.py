@@ -8,26 +8,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from reuse_tf import ops
-
-# The activations that the ops apply to the rows they compute. Any other is
-# applied by Keras to the whole output.
-FUSED_ACTIVATIONS = {
-    getattr(keras.activations, name): name
-    for name in (
-        "linear",
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "sigmoid",
-        "tanh",
-        "silu",
-        "softplus",
-        "gelu",
-    )
-}
+from reuse_tf import activations, ops
 
 
 class Stats(NamedTuple):
@@ -98,13 +79,18 @@ class _Incremental:
             return False
         return tf.executing_eagerly() or not _must_stay_plain()
 
-    def _fused_activation(self):
-        return FUSED_ACTIVATIONS.get(self.activation)
-
-    def _finish(self, outputs):
-        if self._fused_activation() is None:
-            return self.activation(outputs)
-        return outputs
+    def _run(self, op, inputs, fused, **arguments):
+        """Runs a layer's op; `fused` is the `Activation` that it applies."""
+        name, values = fused or activations.LINEAR
+        return op(
+            self._state_handle(),
+            inputs,
+            *self._weights(),
+            activation=name,
+            activation_arguments=values,
+            use_bias=self.use_bias,
+            **arguments,
+        )
 
     def _weights(self):
         bias = self.bias if self.use_bias else tf.zeros([0])
@@ -155,7 +141,9 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     called with, and fast when frames follow each other.
 
     Positions are compared bit by bit unless a threshold is set. A result does
-    not depend, to the bit, on what was computed before it.
+    not depend, to the bit, on what was computed before it, unless the
+    activation is a function of your own: that is applied to the whole output,
+    and its rounding is TensorFlow's.
 
     With `training=True`, under XLA, in `Model.export()`, and for inputs or
     policies other than float32 and `channels_last`, it is the plain
@@ -211,21 +199,20 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
             or self.data_format != "channels_last"
         ):
             return super().call(inputs)
-        outputs = ops.incremental_conv2d(
-            self._state_handle(),
+        fused = activations.describe(self.activation)
+        outputs = self._run(
+            ops.incremental_conv2d,
             inputs,
-            *self._weights(),
+            fused,
             strides=self.strides,
             dilations=self.dilation_rate,
             padding=self.padding.upper(),
             groups=self.groups,
-            activation=self._fused_activation() or "linear",
             threshold=self.threshold,
-            use_bias=self.use_bias,
         )
         if 0 in outputs.shape[1:3]:
             return super().call(inputs)  # Raises, as the input is too small.
-        return self._finish(outputs)
+        return outputs if fused else self.activation(outputs)
 
     def get_config(self):
         return {**super().get_config(), "threshold": self.threshold}
@@ -240,7 +227,8 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
     output is the root of a fixed tree of sums over the inputs; inputs that
     differ from those of the last call have their leaves, and these leaves'
     ancestors, recomputed. Nothing is accumulated from call to call, so nothing
-    drifts: a result does not depend, to the bit, on what was computed before.
+    drifts: a result does not depend, to the bit, on what was computed before
+    (with an activation of your own, to rounding).
 
     With `training=True`, under XLA, in `Model.export()`, and for inputs or
     policies other than float32, it is the plain product.
@@ -262,21 +250,16 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
             or self.quantization_mode is not None
         ):
             return super().call(inputs, training=training)
+        fused = activations.describe(self.activation)
         flat = inputs
         if inputs.shape.rank != 2:
             flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        outputs = ops.incremental_dense(
-            self._state_handle(),
-            flat,
-            *self._weights(),
-            activation=self._fused_activation() or "linear",
-            use_bias=self.use_bias,
-        )
+        outputs = self._run(ops.incremental_dense, flat, fused)
         if inputs.shape.rank != 2:
             shape = tf.concat([tf.shape(inputs)[:-1], [self.units]], 0)
             outputs = tf.reshape(outputs, shape)
             outputs.set_shape([*inputs.shape[:-1], self.units])
-        return self._finish(outputs)
+        return outputs if fused else self.activation(outputs)
 
 
 # Keras files a layer's weights under the name of its class. Under this one, the

@@ -8,6 +8,8 @@ import pathlib
 import keras
 import tensorflow as tf
 
+from reuse_tf import activations
+
 # The op library is built against one TensorFlow minor and loads in no other.
 TENSORFLOW_MINOR = "2.21"
 _LIBRARY = "libreuse_tf.so"
@@ -53,6 +55,25 @@ def _load():
 
 
 _ops = _load()
+_functions = ctypes.CDLL(str(_library_path()))
+
+
+def _instruction_sets():
+    """The sets that this processor runs, and the one that is used."""
+    _functions.reuse_tf_instruction_sets.restype = ctypes.c_char_p
+    names = _functions.reuse_tf_instruction_sets().decode().split()
+    used = os.environ.get("REUSE_TF_ISA") or names[0]
+    if used not in names:
+        raise ImportError(
+            "reuse_tf: expected the environment variable REUSE_TF_ISA to be "
+            f"unset or one of {', '.join(names)}. Received: {used!r}"
+        )
+    return tuple(names), used
+
+
+# The fastest first. Results have the same bits within a set, and differ by
+# rounding between sets.
+INSTRUCTION_SETS, INSTRUCTION_SET = _instruction_sets()
 
 
 def sparse_gather(rows, patches):
@@ -186,7 +207,7 @@ def new_runner_state(program, handles, reuse, max_rows):
 
 # `runner_step` for NumPy arrays, as addresses, without TensorFlow around it:
 # (state, frames, streams, outputs) -> whether it went well.
-step_numpy = ctypes.CDLL(str(_library_path())).reuse_tf_runner_step
+step_numpy = _functions.reuse_tf_runner_step
 step_numpy.restype = ctypes.c_bool
 step_numpy.argtypes = [
     ctypes.c_int64,
@@ -254,8 +275,11 @@ def _layer_gradient(op, gradient, linear):
         outputs = linear(inputs, kernel)
         if op.get_attr("use_bias"):
             outputs = outputs + bias
-        name = op.get_attr("activation").decode()
-        outputs = keras.activations.get(name)(outputs)
+        activation = activations.Activation(
+            op.get_attr("activation").decode(),
+            op.get_attr("activation_arguments"),
+        )
+        outputs = activations.function(activation)(outputs)
     return None, *tape.gradient(
         outputs,
         [inputs, kernel, bias],

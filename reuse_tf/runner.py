@@ -8,16 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import ops
-from reuse_tf.layers import (
-    FUSED_ACTIVATIONS,
-    IncrementalConv2D,
-    IncrementalDense,
-)
+from reuse_tf import activations, ops
+from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 
 SUPPORTED = (
-    "Rescaling, Conv2D, IncrementalConv2D, Activation, ReLU, LeakyReLU, "
-    "MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, "
+    "Rescaling, Conv2D, IncrementalConv2D, Activation, ReLU, LeakyReLU, ELU, "
+    "Softmax, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, "
     "BatchNormalization, Dropout, Flatten, Dense, IncrementalDense"
 )
 
@@ -117,7 +113,7 @@ class Runner:
     Args:
         model: A built Sequential or functional Keras model that is a chain of
             `Rescaling`, `Conv2D`, `IncrementalConv2D`, `Activation`, `ReLU`,
-            `LeakyReLU`, `MaxPooling2D`, `AveragePooling2D`,
+            `LeakyReLU`, `ELU`, `Softmax`, `MaxPooling2D`, `AveragePooling2D`,
             `BatchNormalization` and `Dropout` layers (both as in inference),
             ended by `GlobalAveragePooling2D` or `Flatten`, and `Dense` or
             `IncrementalDense` layers after it (at least one after `Flatten`).
@@ -441,13 +437,17 @@ class _Chain:
         return (*size, *strides, *dilation, padding.upper())
 
     def _add_activation(self, layer, activation):
-        name = FUSED_ACTIVATIONS.get(activation)
-        if activation is keras.activations.softmax:
-            self._add_function(layer, activation, "softmax")
-        elif name is None:
+        described = activations.describe(activation)
+        if described is None:
             raise _unsupported(layer, f"of its activation {activation!r}")
-        elif name != "linear":
-            self._add_function(layer, activation, "activation", name)
+        if described != activations.LINEAR:
+            self._add_function(
+                layer,
+                activation,
+                "activation",
+                described.name,
+                *described.arguments,
+            )
 
     def _add_function(self, layer, function, *words):
         """Adds a function of single rows."""
@@ -476,18 +476,7 @@ class _Chain:
         )
 
     def activation(self, layer):
-        self._add_activation(layer, layer.activation)
-
-    def relu(self, layer):
-        top = math.inf if layer.max_value is None else layer.max_value
-        self._add_function(
-            layer, layer, "relu", layer.negative_slope, top, layer.threshold
-        )
-
-    def leaky_relu(self, layer):
-        self._add_function(
-            layer, layer, "relu", layer.negative_slope, math.inf, 0
-        )
+        self._add_activation(layer, layer)
 
     def batch_normalization(self, layer):
         if list(np.ravel(layer.axis)) not in ([-1], [1 if self._flat else 3]):
@@ -534,7 +523,7 @@ class _Chain:
         self._add_weights(layer)
         self._add_stage(layer)
         # The usual activation is cheaper where the product is.
-        relu = layer.activation is keras.activations.relu
+        relu = activations.describe(layer.activation) == activations.RELU
 
         def convolve(rows, patches):
             return ops.patch_product(
@@ -644,8 +633,10 @@ _HANDLERS = {
     keras.layers.Conv2D: _Chain.conv2d,
     IncrementalConv2D: _Chain.conv2d,
     keras.layers.Activation: _Chain.activation,
-    keras.layers.ReLU: _Chain.relu,
-    keras.layers.LeakyReLU: _Chain.leaky_relu,
+    keras.layers.ReLU: _Chain.activation,
+    keras.layers.LeakyReLU: _Chain.activation,
+    keras.layers.ELU: _Chain.activation,
+    keras.layers.Softmax: _Chain.activation,
     keras.layers.MaxPooling2D: _Chain.pooling,
     keras.layers.AveragePooling2D: _Chain.pooling,
     keras.layers.GlobalAveragePooling2D: _Chain.global_average,

@@ -1,11 +1,46 @@
 """Generated geometries and frames, and how results are compared."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 from hypothesis import strategies as st
 
 from reuse_tf import IncrementalConv2D, IncrementalDense
+
+# Activations that the ops compute, in every way in which Keras takes them.
+ACTIVATIONS = [
+    None,
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu"),
+    *("sigmoid", "hard_sigmoid", "log_sigmoid", "sparse_sigmoid"),
+    *("tanh", "hard_tanh", "tanh_shrink", "silu", "hard_silu", "mish"),
+    *("softplus", "sparse_plus", "squareplus", "softsign"),
+    *("soft_shrink", "hard_shrink", "gelu", "exponential"),
+    *("softmax", "log_softmax"),
+    *(
+        functools.partial(getattr(keras.activations, name), **arguments)
+        for name, arguments in [
+            ("relu", {"negative_slope": 0.25, "max_value": 2}),
+            ("relu", {"threshold": 0.5}),
+            ("relu", {"max_value": 6.0}),
+            ("relu", {}),
+            ("leaky_relu", {"negative_slope": 0.1}),
+            ("elu", {"alpha": 0.5}),
+            ("celu", {"alpha": 2}),
+            ("soft_shrink", {"threshold": 1.5}),
+            ("hard_shrink", {"threshold": 1.5}),
+            ("threshold", {"threshold": 0.25, "default_value": -1}),
+            ("squareplus", {"b": 1}),
+            ("gelu", {"approximate": True}),
+        ]
+    ),
+    keras.layers.ReLU(2.5, 0.25, 0.5),
+    keras.layers.LeakyReLU(0.125),
+    keras.layers.ELU(0.5),
+    keras.layers.Softmax(),
+    keras.layers.Activation("mish"),
+]
 
 # How a frame differs from the one before it.
 CHANGES = [
@@ -78,7 +113,7 @@ def convolutions(draw):
         "padding": padding,
         "dilation_rate": dilation_rate,
         "groups": groups,
-        "activation": draw(st.sampled_from([None, "relu", "tanh"])),
+        "activation": draw(st.sampled_from([None, "relu", "mish"])),
         "use_bias": draw(st.booleans()),
         "bias_initializer": "random_normal",
     }
@@ -87,7 +122,7 @@ def convolutions(draw):
 
 def plain_twin(layer):
     """A layer of Keras's own, with copies of the weights of `layer`."""
-    config = layer.get_config()
+    config = _config(layer)
     config.pop("threshold", None)
     cls = {
         IncrementalConv2D: keras.layers.Conv2D,
@@ -98,12 +133,21 @@ def plain_twin(layer):
 
 def fresh_twin(layer):
     """A layer like `layer` that has seen nothing."""
-    return _twin(type(layer), layer.get_config(), layer)
+    return _twin(type(layer), _config(layer), layer)
+
+
+def _config(layer):
+    """All but the activation, which need not be serializable."""
+    attributes = vars(layer)
+    activation = attributes["activation"]
+    attributes["activation"] = keras.activations.linear
+    config = layer.get_config()
+    attributes["activation"] = activation
+    return config
 
 
 def _twin(cls, config, layer):
-    # An activation of any kind, serializable or not.
-    twin = cls.from_config({**config, "activation": None})
+    twin = cls.from_config(config)
     twin.activation = layer.activation
     twin.build(layer._build_shapes_dict["input_shape"])
     twin.set_weights(layer.get_weights())

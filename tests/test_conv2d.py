@@ -22,37 +22,6 @@ from hypothesis import strategies as st
 
 from reuse_tf import IncrementalConv2D, Stats, ops
 
-FUSED = [
-    "linear",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "elu",
-    "selu",
-    "sigmoid",
-    "tanh",
-    "silu",
-    "softplus",
-    "gelu",
-]
-OTHER_ACTIVATIONS = [
-    "softmax",
-    "log_softmax",
-    "celu",
-    "exponential",
-    "hard_sigmoid",
-    "hard_silu",
-    "hard_tanh",
-    "hard_shrink",
-    "log_sigmoid",
-    "mish",
-    "soft_shrink",
-    "softsign",
-    "sparse_plus",
-    "squareplus",
-    "tanh_shrink",
-]
-
 
 def _layer(shape, *args, **kwargs):
     layer = IncrementalConv2D(*args, **kwargs)
@@ -242,41 +211,6 @@ class TestExact:
             assert_close(layer(frames), plain_conv2d(layer, frames))
             variable[0, step, step].assign([5.0, step])
             assert_close(layer(variable), plain_conv2d(layer, variable))
-
-    @pytest.mark.parametrize(
-        "activation",
-        [None, *FUSED, *OTHER_ACTIVATIONS, tf.sin, keras.layers.ReLU(3.0)],
-        ids=str,
-    )
-    def test_activations(self, activation):
-        rng = np.random.default_rng(0)
-        layer = _layer([1, 6, 6, 2], 4, 3, activation=activation)
-        plain = plain_twin(layer)
-        frames = 3 * _normal(rng, [2, 6, 6, 2])
-        for kind in ["none", "some", "corner", "nan", "infinity", "full"]:
-            frames = change(frames, kind, rng)
-            outputs = layer(frames)
-            assert_close(outputs, plain(frames))
-            assert_same_bits(outputs, fresh_twin(layer)(frames))
-
-    def test_fused_activations_are_those_of_keras(self):
-        """For any value: the layer multiplies by one."""
-        values = np.concatenate(
-            [
-                np.linspace(-20, 20, 2001),
-                [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-8, -1e-8, 200, -200],
-            ]
-        ).astype("float32")[None, :, None, None]
-        for name in FUSED:
-            layer = _layer(values.shape, 1, 1, activation=name)
-            layer.set_weights([np.ones([1, 1, 1, 1]), np.zeros([1])])
-            np.testing.assert_allclose(
-                layer(values),
-                keras.activations.get(name)(values),
-                rtol=2e-5,
-                atol=1e-6,
-                err_msg=name,
-            )
 
     @pytest.mark.parametrize(
         "groups, channels, filters", [(2, 4, 6), (3, 3, 3), (3, 3, 6)]

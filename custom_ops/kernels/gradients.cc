@@ -36,7 +36,7 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
                     const ParallelFor& parallel, float* kernel_gradient,
                     float* bias_gradient) {
   constexpr int64_t kBlock = 256, kParts = 8;
-  const InstructionSet& set = BestInstructionSet();
+  const InstructionSet& set = ActiveInstructionSet();
   const int64_t channels = shape.channels / shape.groups;
   const int64_t filters = shape.filters / shape.groups;
   const int64_t depth = shape.depth();
@@ -97,7 +97,7 @@ void RowsGradient(const PatchShape& shape, int64_t group,
                   const OutputGradient& gradient, const ParallelFor& parallel,
                   float* rows_gradient) {
   constexpr int64_t kBlock = 64, kBlocks = 32, kChannels = 16;
-  const InstructionSet& set = BestInstructionSet();
+  const InstructionSet& set = ActiveInstructionSet();
   const int64_t channels = shape.channels / shape.groups;
   const int64_t filters = shape.filters / shape.groups;
   const int64_t depth = shape.depth();
@@ -166,7 +166,7 @@ void PairProducts(const Pair* pairs, int64_t count, const float* rows,
                   int64_t channels, const float* weights, int64_t positions,
                   int64_t units, const ParallelFor& parallel, float* out) {
   constexpr int64_t kBlock = 64;
-  const InstructionSet& set = BestInstructionSet();
+  const InstructionSet& set = ActiveInstructionSet();
   const int64_t size = channels * units;
   parallel((count + kBlock - 1) / kBlock, kBlock * (size / 8 + channels),
            [=, &set](int64_t begin, int64_t end) {
@@ -210,7 +210,7 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    const ParallelFor& parallel, float* rows_gradient,
                    float* weights_gradient) {
   constexpr int64_t kChannels = 8;
-  const InstructionSet& set = BestInstructionSet();
+  const InstructionSet& set = ActiveInstructionSet();
   // Each thread has channels of its own, of rows and of weights.
   parallel((channels + kChannels - 1) / kChannels,
            (count + positions) * (units + 2) * kChannels / 8,

@@ -208,86 +208,104 @@ void TestRows(uint32_t seed) {
   }
 }
 
-constexpr struct {
-  const char* name;
+// Arguments that an activation can have.
+std::vector<float> RandomArguments(const Activation::Form& form,
+                                   Random* random) {
+  std::vector<float> arguments(form.arguments);
+  for (float& value : arguments) value = random->Int(1, 40) / 16.f;
+  if (form.name == std::string("general_relu")) {
+    arguments = {random->Pick({0.f, 0.25f}), random->Pick({1.5f, INFINITY}),
+                 random->Pick({0.f, 0.5f})};
+  }
+  return arguments;
+}
+
+Activation RandomActivation(Random* random) {
+  const auto& forms = Activation::Forms();
+  const auto& form = forms[random->Int(0, forms.size() - 1)];
   Activation activation;
-} kActivations[] = {
-    {"linear", Activation::kLinear},   {"relu", Activation::kRelu},
-    {"relu6", Activation::kRelu6},     {"leaky_relu", Activation::kLeakyRelu},
-    {"elu", Activation::kElu},         {"selu", Activation::kSelu},
-    {"sigmoid", Activation::kSigmoid}, {"tanh", Activation::kTanh},
-    {"silu", Activation::kSilu},       {"softplus", Activation::kSoftplus},
-    {"gelu", Activation::kGelu},
-};
+  CHECK(
+      Activation::Make(form.name, RandomArguments(form, random), &activation));
+  return activation;
+}
 
 void TestActivations() {
-  Activation parsed;
-  CHECK(!ParseActivation("softmax", &parsed));
-  CHECK(!ParseActivation("", &parsed));
-  for (const auto& entry : kActivations) {
-    parsed = Activation::kGelu;
-    CHECK(ParseActivation(entry.name, &parsed));
-    CHECK(parsed == entry.activation);
-    std::vector<float> values;
-    for (int i = -240; i <= 240; ++i) values.push_back(i / 16.f);
-    for (const float value : {100.f, 1000.f, 1e-6f, -1e-6f}) {
-      values.push_back(value);
+  Activation activation;
+  CHECK(activation.linear());
+  CHECK(!Activation::Make("", {}, &activation));
+  CHECK(!Activation::Make("relu", {1}, &activation));
+  CHECK(!Activation::Make("elu", {}, &activation));
+  Random random(8);
+  std::vector<float> values;
+  for (int i = -240; i <= 240; ++i) values.push_back(i / 16.f);
+  for (const float value : {60.f, 1e-6f, -1e-6f}) values.push_back(value);
+  for (const Activation::Form& form : Activation::Forms()) {
+    const std::string name = form.name;
+    if (name == "softmax" || name == "log_softmax") continue;
+    for (int i = 0; i < 8; ++i) {
+      const std::vector<float> arguments = RandomArguments(form, &random);
+      CHECK(Activation::Make(name, arguments, &activation));
+      CHECK(activation.linear() == (name == "linear"));
+      std::vector<float> got = values;
+      activation.Apply(got.data(), got.size());
+      for (size_t k = 0; k < got.size(); ++k) {
+        const double want = reference::Activate(name, arguments, values[k]);
+        CHECK(std::fabs(got[k] - want) <=
+              3e-6 * (1 + std::fabs(want) + std::fabs(values[k])) +
+                  1e-5 * std::fabs(want) * (name == "exponential"));
+        float alone = values[k];
+        activation.Apply(&alone, 1);
+        CHECK(SameBits(&alone, &got[k], 1));
+      }
     }
-    std::vector<float> got = values;
-    Activate(entry.activation, got.data(), got.size());
-    for (size_t i = 0; i < got.size(); ++i) {
-      const double want = reference::Activate(entry.activation, values[i]);
-      CHECK(std::fabs(got[i] - want) <= 2e-6 * (1 + std::fabs(want)));
-      float alone = values[i];
-      Activate(entry.activation, &alone, 1);
-      CHECK(SameBits(&alone, &got[i], 1));
+  }
+}
+
+// Softmax and its logarithm are of whole rows.
+void TestRowActivations() {
+  Random random(7);
+  Activation softmax, log_softmax;
+  CHECK(Activation::Make("softmax", {}, &softmax));
+  CHECK(Activation::Make("log_softmax", {}, &log_softmax));
+  for (int i = 0; i < 200; ++i) {
+    const int64_t size = random.Int(1, 9);
+    std::vector<float> x = random.Floats(size);
+    if (random.Chance(20)) x[random.Int(0, size - 1)] = 3000;
+    double sum = 0;
+    const double top = *std::max_element(x.begin(), x.end());
+    for (const double v : x) sum += std::exp(v - top);
+    std::vector<float> got = x, logs = x;
+    softmax.Apply(got.data(), size);
+    log_softmax.Apply(logs.data(), size);
+    for (int64_t c = 0; c < size; ++c) {
+      CHECK(std::fabs(got[c] - std::exp(x[c] - top) / sum) <= 1e-6);
+      const double want = x[c] - top - std::log(sum);
+      CHECK(std::fabs(logs[c] - want) <= 1e-6 * (1 + std::fabs(top)));
     }
-    float special[] = {NAN, INFINITY, -1000.f};
-    Activate(entry.activation, special, 3);
-    CHECK(std::isnan(special[0]));
-    CHECK(special[1] == reference::Activate(entry.activation, 1e30) ||
-          (std::isinf(special[1]) && special[1] > 0));
-    CHECK(std::isfinite(special[2]));
   }
 }
 
 void TestRowOps() {
-  Random random(7);
+  Random random(9);
+  CHECK(RowOps(Activation()).empty());
   for (int i = 0; i < 100; ++i) {
     const int64_t size = random.Int(1, 9);
     const std::vector<float> x = random.Floats(size);
-    RowOps ops(Activation::kLinear);
-    CHECK(ops.empty());
-    ops.resize(3);
+    RowOps ops(RandomActivation(&random));
+    ops.insert(ops.begin(), RowOp());
     ops[0].kind = RowOp::kAffine;
     ops[0].scale = random.Floats(random.Chance(50) ? 1 : size);
     ops[0].offset = random.Floats(random.Chance(50) ? 1 : size);
-    ops[1].kind = RowOp::kRelu;
-    ops[1].negative_slope = 0.1f;
-    ops[1].max_value = random.Chance(50) ? 1.5f : INFINITY;
-    ops[1].threshold = random.Chance(50) ? 0.f : 0.4f;
-    ops[2].kind = RowOp::kSoftmax;
-    std::vector<double> want(size);
-    double sum = 0;
+    std::vector<float> want(size);
     for (int64_t c = 0; c < size; ++c) {
-      const double scale = ops[0].scale[ops[0].scale.size() > 1 ? c : 0];
-      const double offset = ops[0].offset[ops[0].offset.size() > 1 ? c : 0];
-      const double v = x[c] * scale + offset;
-      want[c] = v < ops[1].threshold ? 0.1 * (v - ops[1].threshold)
-                                     : std::min<double>(v, ops[1].max_value);
-      sum += std::exp(want[c]);
+      want[c] = x[c] * ops[0].scale[ops[0].scale.size() > 1 ? c : 0] +
+                ops[0].offset[ops[0].offset.size() > 1 ? c : 0];
     }
+    if (ops.size() > 1) ops[1].activation.Apply(want.data(), size);
     std::vector<float> got = x;
     ops.Apply(got.data(), size);
-    for (int64_t c = 0; c < size; ++c) {
-      CHECK(std::fabs(got[c] - std::exp(want[c]) / sum) <= 1e-6);
-    }
+    CHECK(SameBits(got, want));
   }
-  float row[] = {NAN, 1};
-  RowOp op;
-  op.kind = RowOp::kRelu;
-  op.Apply(row, 2);
-  CHECK(std::isnan(row[0]) && row[1] == 1);
 }
 
 // The product alone: panels of every width, strips of every height.
@@ -407,7 +425,7 @@ void TestConvolution(const InstructionSet& set) {
     const int64_t filters = groups * (groups == 1         ? random.Int(1, 70)
                                       : random.Chance(50) ? 1
                                                           : random.Int(1, 5));
-    const RowOps ops(kActivations[random.Int(0, 10)].activation);
+    const RowOps ops(RandomActivation(&random));
     const std::vector<float> rows =
         random.Floats(images * w.pixels() * channels);
     const std::vector<float> kernel =
@@ -722,6 +740,7 @@ int Main() {
   TestRows<double>(21);
   TestRows<uint8_t>(22);
   TestActivations();
+  TestRowActivations();
   TestRowOps();
   TestInterning();
   std::string names;
@@ -736,7 +755,7 @@ int Main() {
     TestSpecialValues(*set);
     TestDenseSum(*set);
   }
-  CHECK(&BestInstructionSet() == InstructionSets().front());
+  CHECK(&ActiveInstructionSet() == InstructionSets().front());
   return Report("instruction sets:" + names);
 }
 

@@ -1,6 +1,7 @@
 #include "custom_ops/kernels/matmul.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "custom_ops/kernels/rows.h"
@@ -101,6 +102,17 @@ const std::vector<const InstructionSet*>& InstructionSets() {
     return found;
   }();
   return *sets;
+}
+
+const InstructionSet& ActiveInstructionSet() {
+  static const InstructionSet& active = []() -> const InstructionSet& {
+    const char* name = std::getenv("REUSE_TF_ISA");
+    for (const InstructionSet* set : InstructionSets()) {
+      if (name != nullptr && std::strcmp(name, set->name) == 0) return *set;
+    }
+    return *InstructionSets().front();
+  }();
+  return active;
 }
 
 void InstructionSet::Pack(const float* b, int64_t stride, int64_t depth,

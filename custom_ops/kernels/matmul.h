@@ -74,9 +74,10 @@ struct InstructionSet {
 
 // Those that this processor runs, the fastest first.
 const std::vector<const InstructionSet*>& InstructionSets();
-inline const InstructionSet& BestInstructionSet() {
-  return *InstructionSets().front();
-}
+// The one that everything is computed with: the fastest, or the one that the
+// environment variable REUSE_TF_ISA names, read once. Results have the same
+// bits within a set, and are equal to rounding between sets.
+const InstructionSet& ActiveInstructionSet();
 
 // The kernel and bias of a convolution, laid out for the strips: for each group
 // a run of panels [depth, panel width], zero-padded to whole vectors.
@@ -86,7 +87,7 @@ class PackedKernel {
   // [filters] or null. Requires that groups divides channels and filters.
   void Pack(const float* kernel, const float* bias, int64_t taps,
             int64_t channels, int64_t filters, int64_t groups,
-            const InstructionSet& set = BestInstructionSet());
+            const InstructionSet& set = ActiveInstructionSet());
 
   int64_t taps() const { return taps_; }
   int64_t channels() const { return channels_; }

@@ -98,7 +98,7 @@ std::vector<int64_t> NetworkSpec::WeightSizes() const {
 Network::Network(const NetworkSpec& spec, const Options& options)
     : spec_(spec),
       options_(options),
-      set_(BestInstructionSet()),
+      set_(ActiveInstructionSet()),
       max_rows_(MaxRows(spec, options.max_rows)),
       structure_(
           spec.frame, Windows(spec), max_rows_,

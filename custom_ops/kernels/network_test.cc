@@ -452,14 +452,20 @@ void TestEpisodes() {
   }
 }
 
+Activation Named(const char* name) {
+  Activation activation;
+  CHECK(Activation::Make(name, {}, &activation));
+  return activation;
+}
+
 NetworkSpec::Op RandomOp(Random* random) {
   NetworkSpec::Op op;
   switch (random->Int(0, 3)) {
     case 0:
-      op.op.activation = Activation::kRelu;
+      op.op.activation = Named("relu");
       break;
     case 1:
-      op.op.activation = Activation::kTanh;
+      op.op.activation = Named("tanh");
       break;
     case 2:
       op.op.kind = RowOp::kAffine;
@@ -758,7 +764,7 @@ void TestThreads() {
     stage.filters = filters;
     stage.use_bias = true;
     stage.ops.emplace_back();
-    stage.ops.back().op.activation = Activation::kRelu;
+    stage.ops.back().op.activation = Named("relu");
     spec.stages.push_back(stage);
   }
   spec.dense.resize(2);

@@ -79,32 +79,55 @@ inline std::vector<int32_t> ChangedPositions(const Window& w, int64_t images,
   return positions;
 }
 
-inline double Activate(Activation activation, double v) {
-  const double selu_scale = 1.0507009873554805, selu_alpha = 1.6732632423543772;
-  switch (activation) {
-    case Activation::kLinear:
-      return v;
-    case Activation::kRelu:
-      return v < 0 ? 0 : v;
-    case Activation::kRelu6:
-      return v < 0 ? 0 : v > 6 ? 6 : v;
-    case Activation::kLeakyRelu:
-      return v < 0 ? 0.2 * v : v;
-    case Activation::kElu:
-      return v < 0 ? std::exp(v) - 1 : v;
-    case Activation::kSelu:
-      return selu_scale * (v < 0 ? selu_alpha * (std::exp(v) - 1) : v);
-    case Activation::kSigmoid:
-      return 1 / (1 + std::exp(-v));
-    case Activation::kTanh:
-      return std::tanh(v);
-    case Activation::kSilu:
-      return v / (1 + std::exp(-v));
-    case Activation::kSoftplus:
-      return v > 30 ? v : std::log(1 + std::exp(v));
-    case Activation::kGelu:
-      return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+// An activation as its definition has it.
+inline double Activate(const std::string& name, const std::vector<float>& a,
+                       double v) {
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  const auto softplus = [](double x) {
+    return x > 30 ? x : std::log1p(std::exp(x));
+  };
+  const double hard_sigmoid = v <= -3 ? 0 : v >= 3 ? 1 : v / 6 + 0.5;
+  if (name == "linear") return v;
+  if (name == "relu") return std::max(v, 0.0);
+  if (name == "general_relu") {
+    return v > a[2] ? std::min<double>(v, a[1]) : a[0] * (v - a[2]);
   }
+  if (name == "relu6") return std::min(std::max(v, 0.0), 6.0);
+  if (name == "leaky_relu") return v < 0 ? a[0] * v : v;
+  if (name == "elu") return v < 0 ? a[0] * (std::exp(v) - 1) : v;
+  if (name == "celu") return v < 0 ? a[0] * (std::exp(v / a[0]) - 1) : v;
+  if (name == "selu") {
+    return 1.0507009873554805 *
+           (v < 0 ? 1.6732632423543772 * (std::exp(v) - 1) : v);
+  }
+  if (name == "sigmoid") return sigmoid(v);
+  if (name == "hard_sigmoid") return hard_sigmoid;
+  if (name == "log_sigmoid") return -softplus(-v);
+  if (name == "sparse_sigmoid") return v <= -1 ? 0 : v >= 1 ? 1 : (v + 1) / 2;
+  if (name == "tanh") return std::tanh(v);
+  if (name == "hard_tanh") return v < -1 ? -1 : v > 1 ? 1 : v;
+  if (name == "tanh_shrink") return v - std::tanh(v);
+  if (name == "silu") return v * sigmoid(v);
+  if (name == "hard_silu") return v * hard_sigmoid;
+  if (name == "mish") return v * std::tanh(softplus(v));
+  if (name == "softplus") return softplus(v);
+  if (name == "sparse_plus") {
+    return v <= -1 ? 0 : v >= 1 ? v : (v + 1) * (v + 1) / 4;
+  }
+  if (name == "squareplus") return (v + std::sqrt(v * v + a[0])) / 2;
+  if (name == "softsign") return v / (1 + std::fabs(v));
+  if (name == "soft_shrink") {
+    return v > a[0] ? v - a[0] : v < -a[0] ? v + a[0] : 0;
+  }
+  if (name == "hard_shrink") return v > a[0] || v < -a[0] ? v : 0;
+  if (name == "threshold") return v > a[0] ? v : a[1];
+  if (name == "gelu") return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+  if (name == "tanh_gelu") {
+    return 0.5 * v *
+           (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) *
+                          (v + 0.044715 * v * v * v)));
+  }
+  if (name == "exponential") return std::exp(v);
   return NAN;
 }
 

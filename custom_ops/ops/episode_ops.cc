@@ -326,7 +326,11 @@ class PatchProductOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
     bool relu = false;
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu));
-    if (relu) ops_ = RowOps(Activation::kRelu);
+    Activation activation;
+    OP_REQUIRES(context,
+                Activation::Make(relu ? "relu" : "linear", {}, &activation),
+                absl::InternalError("no relu"));
+    ops_ = RowOps(activation);
   }
 
   void Compute(OpKernelContext* context) override {

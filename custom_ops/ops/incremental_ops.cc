@@ -5,6 +5,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "absl/strings/str_format.h"
 #include "custom_ops/kernels/changed.h"
 #include "custom_ops/kernels/dense_sum.h"
 #include "custom_ops/kernels/matmul.h"
@@ -20,10 +21,6 @@ namespace {
 using tensorflow::DT_FLOAT;
 using tensorflow::DT_INT64;
 using tensorflow::DT_RESOURCE;
-
-constexpr char kActivations[] =
-    "activation: {'linear', 'relu', 'relu6', 'leaky_relu', 'elu', 'selu', "
-    "'sigmoid', 'tanh', 'silu', 'softplus', 'gelu'} = 'linear'";
 
 REGISTER_OP("ReuseTF>IncrementalState")
     .Output("state: resource")
@@ -66,7 +63,8 @@ REGISTER_OP("ReuseTF>IncrementalConv2D")
     .Attr("dilations: list(int) >= 2")
     .Attr("padding: {'SAME', 'VALID'}")
     .Attr("groups: int >= 1 = 1")
-    .Attr(kActivations)
+    .Attr("activation: string = 'linear'")
+    .Attr("activation_arguments: list(float) = []")
     .Attr("threshold: float = 0.0")
     .Attr("use_bias: bool = true")
     .Input("state: resource")
@@ -110,13 +108,15 @@ state: Of IncrementalState. Not to be shared between layers.
 inputs: One frame of each of N streams, [N, H, W, C].
 kernel: [kernel height, kernel width, C / groups, filters].
 bias: [filters]; [0] and ignored if not use_bias.
+activation: With activation_arguments, one of kernels/activations.h.
 threshold: If not 0, a pixel none of whose values moved by more than this since
   it was last used counts as unchanged, and is used as it was.
 outputs: [N, output height, output width, filters].
 )doc");
 
 REGISTER_OP("ReuseTF>IncrementalDense")
-    .Attr(kActivations)
+    .Attr("activation: string = 'linear'")
+    .Attr("activation_arguments: list(float) = []")
     .Attr("use_bias: bool = true")
     .Input("state: resource")
     .Input("inputs: float")
@@ -145,6 +145,7 @@ state: Of IncrementalState. Not to be shared between layers.
 inputs: One row for each of N streams, [N, D].
 kernel: [D, units].
 bias: [units]; [0] and ignored if not use_bias.
+activation: With activation_arguments, one of kernels/activations.h.
 outputs: [N, units].
 )doc");
 
@@ -290,12 +291,19 @@ class IncrementalOp : public OpKernel {
  public:
   explicit IncrementalOp(OpKernelConstruction* context) : OpKernel(context) {
     std::string name;
+    std::vector<float> arguments;
     OP_REQUIRES_OK(context, context->GetAttr("activation", &name));
-    OP_REQUIRES(
-        context, ParseActivation(name, &activation_),
-        absl::InvalidArgumentError(absl::StrCat("unknown activation ", name)));
+    OP_REQUIRES_OK(context,
+                   context->GetAttr("activation_arguments", &arguments));
+    OP_REQUIRES(context, Activation::Make(name, arguments, &activation_),
+                absl::InvalidArgumentError(absl::StrCat(
+                    "activation must be one of kernels/activations.h, got ",
+                    name, " with ", arguments.size(), " arguments")));
     OP_REQUIRES_OK(context, context->GetAttr("use_bias", &use_bias_));
     attributes_ = absl::StrCat(context->def().op(), " ", name, " ", use_bias_);
+    for (const float argument : arguments) {
+      absl::StrAppend(&attributes_, " ", absl::StrFormat("%a", argument));
+    }
   }
 
  protected:
@@ -325,7 +333,7 @@ class IncrementalOp : public OpKernel {
   }
 
   bool use_bias_ = true;
-  Activation activation_ = Activation::kLinear;
+  Activation activation_;
   std::string attributes_;
 };
 
@@ -474,7 +482,7 @@ class IncrementalDenseOp : public IncrementalOp {
     std::vector<LeafChange> changes;
     ChangedLeaves(inputs.flat<float>().data(), streams, depth, kLeaf, fresh,
                   parallel, seen, &changes);
-    const InstructionSet& set = BestInstructionSet();
+    const InstructionSet& set = ActiveInstructionSet();
     sum.ComputeLeaves(
         changes,
         [=](const LeafChange& change) {
@@ -493,7 +501,7 @@ class IncrementalDenseOp : public IncrementalOp {
       for (int64_t u = 0; u < units; ++u) {
         out[u] = use_bias_ ? root[u] + bias.flat<float>()(u) : root[u];
       }
-      Activate(activation_, out, units);
+      activation_.Apply(out, units);
     }
   }
 };

@@ -42,7 +42,8 @@ class Line {
     return values;
   }
   void Require(bool condition) { good_ = good_ && condition; }
-  bool good() const { return good_ && next_ == words_.size(); }
+  bool empty() const { return next_ == words_.size(); }
+  bool good() const { return good_ && empty(); }
 
  private:
   float ToFloat(absl::string_view word) {
@@ -142,14 +143,10 @@ class Parser {
   void ParseOp(const std::string& kind, Line* line, NetworkSpec::Op* op) {
     if (kind == "activation") {
       op->op.kind = RowOp::kActivation;
-      line->Require(ParseActivation(line->Word(), &op->op.activation));
-    } else if (kind == "relu") {
-      op->op.kind = RowOp::kRelu;
-      op->op.negative_slope = line->Float();
-      op->op.max_value = line->Float();
-      op->op.threshold = line->Float();
-    } else if (kind == "softmax") {
-      op->op.kind = RowOp::kSoftmax;
+      const std::string name = line->Word();
+      std::vector<float> arguments;
+      while (!line->empty()) arguments.push_back(line->Float());
+      line->Require(Activation::Make(name, arguments, &op->op.activation));
     } else if (kind == "affine") {
       op->op.kind = RowOp::kAffine;
       op->op.scale = line->Floats();

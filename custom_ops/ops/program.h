@@ -22,9 +22,7 @@ namespace reuse_tf {
 // where WINDOW is KERNEL_H KERNEL_W STRIDE_H STRIDE_W DILATION_H DILATION_W
 // SAME|VALID, and after each of them, functions of a row:
 //
-//   activation NAME
-//   relu NEGATIVE_SLOPE MAX_VALUE THRESHOLD
-//   softmax
+//   activation NAME [ARGUMENT...]
 //   affine SCALE[,SCALE...] OFFSET[,OFFSET...]
 //   batch_norm EPSILON GAMMA BETA
 //
