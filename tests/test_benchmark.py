@@ -2,11 +2,10 @@
 
 import csv
 import math
-import os
 import re
-import subprocess
 import sys
 
+import children
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -232,13 +231,9 @@ def test_a_bad_argument_is_one_clear_line(argument, named):
 
 
 def test_the_command_is_named_in_full():
-    result = subprocess.run(
-        [sys.executable, "-m", "reuse_tf.benchmark", "layers"],
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        timeout=120,
-        check=False,
+    result = children.run(
+        *(sys.executable, "-m", "reuse_tf.benchmark", "layers"),
+        env=children.environment(TF_CPP_MIN_LOG_LEVEL="3"),
     )
     assert result.returncode == 1
     assert result.stdout == ""

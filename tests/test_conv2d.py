@@ -2,6 +2,7 @@
 
 import threading
 
+import children
 import keras
 import numpy as np
 import pytest
@@ -572,7 +573,7 @@ class TestSharing:
 
         def call(frames, want):
             try:
-                start.wait()
+                start.wait(children.LONG)
                 kept = [function(frames) for _ in range(40)]
                 for outputs in kept:
                     assert_same_bits(outputs, want)
@@ -585,8 +586,7 @@ class TestSharing:
         ]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        children.join(threads)
         assert not wrong
         assert layer.stats.frames == 40 * 5
 

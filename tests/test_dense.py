@@ -2,6 +2,7 @@
 
 import threading
 
+import children
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -275,6 +276,5 @@ def test_threads_get_their_own_answers():
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    children.join(threads)
     assert not wrong

@@ -1,6 +1,5 @@
 """The program infer.py, and the loop under it."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import children
 import gymnasium as gym
 import keras
 import numpy as np
@@ -29,14 +29,8 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def infer(*arguments):
-    return subprocess.run(
-        [sys.executable, str(INFER), *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+def infer(*arguments, **options):
+    return children.run(sys.executable, INFER, *arguments, **options)
 
 
 def actions_of(env, policy, **arguments):
@@ -147,28 +141,24 @@ def test_a_moving_picture_is_recorded():
 def test_interrupting_prints_the_summary_of_what_was_played():
     # On a terminal, as the progress bar tells when the game has begun.
     terminal, stdout = pty.openpty()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(INFER), *SMALL),
-            *("--steps=100000000", "--summary_json=summary.json"),
-        ],
+    with children.started(
+        *(sys.executable, INFER, *SMALL),
+        *("--steps=100000000", "--summary_json=summary.json"),
         stdout=stdout,
         stderr=subprocess.PIPE,
         encoding="utf-8",
-    )
-    os.close(stdout)
-    output = b""
-    try:
+    ) as process:
+        os.close(stdout)
+        output = data = b""
         while b"/100000000" not in output:
-            output += os.read(terminal, 4096)
+            data = children.read(terminal)
+            assert data, process.communicate(timeout=children.LONG)
+            output += data
         process.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # The end of a terminal's output.
-            while data := os.read(terminal, 4096):
-                output += data
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        os.close(terminal)
+        while data := children.read(terminal):
+            output += data
+        _, errors = process.communicate(timeout=children.LONG)
+    os.close(terminal)
     assert process.returncode == 0
     assert errors == ""
     summary = json.loads(pathlib.Path("summary.json").read_text())

@@ -2,8 +2,8 @@
 
 import pathlib
 import shutil
-import subprocess
 
+import children
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -18,12 +18,13 @@ BUILDS = {
     "thread": [*_CHECKED, "-fsanitize=thread"],
 }
 PROGRAMS = ["kernels_test", "network_test"]
+# Of one compilation or program, and of a test that waits for all of them.
+_SECONDS = 900
+pytestmark = pytest.mark.timeout(3600)
 
 
 def run(*command):
-    result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True
-    )
+    result = children.run(*command, timeout=_SECONDS)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -2,10 +2,10 @@
 
 import copy
 import pickle
-import subprocess
 import sys
 import textwrap
 
+import children
 import keras
 import numpy as np
 import pytest
@@ -297,11 +297,8 @@ class TestSaving:
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
             assert not any(name.startswith("reuse_tf") for name in sys.modules)
         """
-        run = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
+        run = children.run(
+            sys.executable, "-c", textwrap.dedent(program), cwd=tmp_path
         )
         assert run.returncode == 0, run.stderr
         # And the model goes on as before.

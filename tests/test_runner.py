@@ -6,6 +6,7 @@ Frames of games, and generated ones; any chain of layers, any history.
 import functools
 import threading
 
+import children
 import keras
 import numpy as np
 import pytest
@@ -553,7 +554,7 @@ def test_weights_written_by_another_thread():
         got = {runner.step(frames).tobytes() for _ in range(300)}
     finally:
         done.set()
-        thread.join()
+        children.join([thread])
     assert got <= set(wants)
     kernel.assign(values[0])
     assert runner.step(frames).tobytes() == wants[0]
@@ -1002,8 +1003,7 @@ def test_threads_get_their_own_answers(reuse, count):
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    children.join(threads)
     assert not wrong
     assert runner.stats.frames == sum(
         20 * sum(map(len, video)) for video in videos

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import children
 import gymnasium as gym
 import keras
 import numpy as np
@@ -75,20 +76,7 @@ def settings(**changes):
 
 def run_alone(name, *arguments):
     """Runs a program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / name), *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-        env=quiet_environment(),
-    )
-
-
-def quiet_environment():
-    """The environment, without what would make the program verbose."""
-    names = {"TF_CPP_MIN_LOG_LEVEL"}
-    return {k: v for k, v in os.environ.items() if k not in names}
+    return children.run(sys.executable, ROOT / name, *arguments)
 
 
 def weights_of(run_dir):
@@ -107,7 +95,7 @@ def assert_same_run(got, want):
         state = json.loads(
             (newest_policy(path).parent / "state.json").read_text()
         )
-        del state["episodes_bytes"]
+        state.pop("episodes_bytes", None)
         for name in list(state["progress"]):
             if "seconds" in name:
                 del state["progress"][name]
@@ -681,22 +669,18 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
     assert run_here(*arguments, "--run_dir=whole") is None
     wait = random.Random(0).uniform
     for _ in range(2):
-        with subprocess.Popen(
-            [
-                *(sys.executable, str(ROOT / "train.py")),
-                *(*arguments, "--run_dir=run"),
-            ],
+        with children.started(
+            *(sys.executable, ROOT / "train.py", *arguments, "--run_dir=run"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
             # Once it plays, at some moment of an update or a save.
-            while len(episodes_of("run")) < 2 and process.poll() is None:
-                time.sleep(0.05)
-            before = len(episodes_of("run"))
-            while len(episodes_of("run")) == before and process.poll() is None:
-                time.sleep(0.05)
+            children.wait_until(lambda: len(episodes_of("run")) >= 2, process)
+            more = len(episodes_of("run")) + 1
+            children.wait_until(
+                lambda more=more: len(episodes_of("run")) >= more, process
+            )
             time.sleep(wait(0, 0.1))
-            process.kill()
         assert process.returncode == -signal.SIGKILL
     assert run_here(*arguments, "--run_dir=run") is None
     assert_same_run("run", "whole")
