@@ -346,6 +346,28 @@ def _content_product_grad(op, gradient):
     return rows_gradient, None, None, weights_gradient
 
 
+def _no_gradient(op_name, what):
+    """Has a tape that would need this gradient say so in one line."""
+
+    @tf.RegisterGradient(f"ReuseTF>{op_name}")
+    def _refuse(op, *gradients):
+        raise NotImplementedError(
+            f"reuse_tf.Runner has no {what}. Take it of the model itself: "
+            "runner.model(frames)."
+        )
+
+
+_no_gradient("VideoStructure", "gradient with respect to frames")
+for _name in "PatchProductGrad", "PatchPoolGrad", "ContentProductGrad":
+    _no_gradient(_name, "second derivative")
+
+
+@tf.RegisterGradient("ReuseTF>RunSumGrad")
+def _run_sum_grad_grad(op, gradient):
+    _, runs, _ = op.inputs
+    return run_sum(gradient, runs, tf.shape(op.inputs[0])[0]), None, None
+
+
 @tf.RegisterGradient("ReuseTF>RunSum")
 def _run_sum_grad(op, gradient):
     values, runs, _ = op.inputs

@@ -77,8 +77,8 @@ class Structure(NamedTuple):
             `[D, 2]`, ordered by position.
         contents: What tiles of 4 x 4 positions of the last map show, as pairs:
             int32 `[E, 16]`, -1 where a tile reaches beyond the map.
-        runs: When a tile shows a content: (content, first frame, last frame +
-            1), int32 `[K, 3]`.
+        runs: When a tile shows a content: (tile, content, first frame, last
+            frame + 1), int32 `[K, 4]`.
         order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
             frames of a stream have consecutive numbers. Outputs follow it: to
             have them in another order, permute it.
@@ -108,7 +108,8 @@ class Runner:
     of the new weights. Its layers and their other settings (activations,
     LoRA) are read once, when the runner is made.
 
-    Safe to call from several threads, one of which is served at a time.
+    Safe to call from several threads, one of which is served at a time. A deep
+    copy, or one by pickle, is a new runner of a copy of the model.
 
     Args:
         model: A built Sequential or functional Keras model that is a chain of
@@ -150,7 +151,9 @@ class Runner:
                 f"reuse={reuse!r}"
             )
         if max_rows is not None and not (
-            isinstance(max_rows, (int, np.integer)) and 0 < max_rows < 2**31
+            isinstance(max_rows, (int, np.integer))
+            and not isinstance(max_rows, bool)
+            and 0 < max_rows < 2**31
         ):
             raise ValueError(
                 "Expected `max_rows` to be a positive integer below 2^31, or "
@@ -163,6 +166,10 @@ class Runner:
         self._states = {}  # by the dtype of the frames
         self._last = self._state(tf.uint8)
         self._recorded = None  # the state that records
+
+    def __reduce__(self):
+        """A copy, or what is read from a pickle, is a new runner."""
+        return Runner, (self.model, self.reuse, self._max_rows or None)
 
     def step(self, frames):
         """Computes the outputs for the next frame of each stream.
@@ -181,11 +188,14 @@ class Runner:
             for a tensor.
 
         Raises:
-            tf.errors.InvalidArgumentError: If `frames` is not as above.
+            ValueError: If `frames` are of another dtype.
+            tf.errors.InvalidArgumentError: If they are of another shape.
         """
         if isinstance(frames, tf.Tensor):
             return ops.runner_step(self._state(frames.dtype).handle, frames)
         frames = np.ascontiguousarray(frames)
+        if frames.dtype not in self._states or not frames.flags.aligned:
+            frames = _native(frames)
         state = self._state(frames.dtype)
         if frames.shape[1:] == self._chain.frame_shape:
             outputs = np.empty((len(frames), self._chain.units), np.float32)
@@ -217,7 +227,10 @@ class Runner:
             float32 `[T, units]`; for a list of videos, a list of these.
 
         Raises:
-            tf.errors.InvalidArgumentError: If `frames` is not as above.
+            ValueError: If `frames` are of another dtype.
+            tf.errors.InvalidArgumentError: If they are of another shape.
+            NotImplementedError: By the tape, if a gradient with respect to
+                frames is asked for, or a second derivative.
         """
         if isinstance(frames, (list, tuple)) and not isinstance(
             frames, Structure
@@ -226,9 +239,10 @@ class Runner:
                 return []
             # The outputs of a frame depend on that frame alone: several videos
             # are one.
-            videos = [tf.convert_to_tensor(video) for video in frames]
+            videos = [_tensor(video) for video in frames]
             outputs = self(tf.concat(videos, 0))
-            return tf.split(outputs, [video.shape[0] for video in videos])
+            sizes = tf.stack([tf.shape(video)[0] for video in videos])
+            return tf.split(outputs, sizes, num=len(videos))
         if not isinstance(frames, Structure):
             frames = self.structure(frames)
         rows = frames.pixels
@@ -246,8 +260,7 @@ class Runner:
         Returns:
             A `Structure`, to be given to the runner in place of the frames.
         """
-        frames = tf.convert_to_tensor(frames)
-        _check_dtype(frames.dtype)
+        frames = _tensor(frames)
         return Structure(
             *ops.video_structure(
                 frames,
@@ -259,14 +272,18 @@ class Runner:
     def record(self, dtype=tf.uint8):
         """Has `step` leave the structure of its frames behind, from now on.
 
-        Then `recorded` need not search the frames again. The tables are
-        cleared, for the recording to hold nothing but what follows.
+        Then `recorded` need not search the frames again. Clears the tables,
+        so that the recording holds only what follows. A recording under way
+        is dropped.
 
         Args:
             dtype: That of the frames to come, uint8 or float32.
         """
-        self._recorded = self._state(tf.as_dtype(dtype))
-        ops.runner_record(self._recorded.handle)
+        state = self._state(dtype)
+        if self._recorded not in (None, state):
+            self.recorded()
+        self._recorded = state
+        ops.runner_record(state.handle)
 
     def recorded(self):
         """Ends a recording, and gives the memory of all tables back.
@@ -276,7 +293,9 @@ class Runner:
             called, in the order of the steps, and within a step in that of
             the streams. None if the tables were cleared in between, because
             one was full, weights changed, or content reuse did not pay; if
-            nothing was stepped; or if there is no recording.
+            tiles changed more than 16 million times, or showed more than 4
+            million contents; if nothing was stepped; or if there is no
+            recording.
         """
         if self._recorded is None:
             return None
@@ -339,8 +358,8 @@ class Runner:
         """The state for frames of a dtype, TensorFlow's or NumPy's."""
         state = self._states.get(dtype)
         if state is None:
+            _check_dtype(dtype)
             kind = tf.as_dtype(dtype)
-            _check_dtype(kind)
             state = _State(
                 *ops.new_runner_state(
                     self._chain.program(kind),
@@ -365,10 +384,29 @@ class _State:
 
 
 def _check_dtype(dtype):
+    """Refuses a dtype, TensorFlow's or NumPy's, that frames cannot have."""
     if dtype not in (tf.uint8, tf.float32):
         raise ValueError(
-            f"Expected `frames` to be uint8 or float32. Received: {dtype.name}"
+            f"Expected `frames` to be uint8 or float32. Received: {dtype}"
         )
+
+
+def _native(frames):
+    """An array in the order of bytes, and aligned, as the kernels read it."""
+    _check_dtype(frames.dtype.newbyteorder("="))
+    return np.require(frames, frames.dtype.newbyteorder("="), "CA")
+
+
+def _tensor(frames):
+    if isinstance(frames, np.ndarray):
+        frames = _native(frames)
+    frames = tf.convert_to_tensor(frames)
+    _check_dtype(frames.dtype)
+    return frames
+
+
+# The class of functional models.
+_Functional = type(keras.Model(*[keras.Input(())] * 2))
 
 
 class _Chain:
@@ -463,6 +501,14 @@ class _Chain:
         pass
 
     def rescaling(self, layer):
+        for values in layer.scale, layer.offset:
+            shape = np.shape(values)
+            if any(size != 1 for size in shape[:-1]) or len(shape) > (
+                2 if self._flat else 4
+            ):
+                raise _unsupported(
+                    layer, f"its scale or offset has the shape {shape}"
+                )
         scale, offset = (
             ",".join(repr(float(v)) for v in np.ravel(values))
             for values in (layer.scale, layer.offset)
@@ -569,11 +615,9 @@ class _Chain:
         positions = math.prod(layer.input.shape[1:3])
 
         def average(rows, structure):
-            values = tf.gather(rows, structure.pairs[:, 1]) / positions
-            return _over_time(
-                ops.patch_pool(values, structure.contents, kind="sum"),
-                structure,
-            )
+            values = tf.gather(rows, structure.pairs[:, 1])
+            sums = ops.patch_pool(values, structure.contents, kind="sum")
+            return _over_time(sums, structure) / positions
 
         self._sum = average
 
@@ -685,6 +729,16 @@ def _layers_of(model):
             f"Received: {type(model).__name__} {model.name!r}"
         )
     layers = []
+    for name in "call", "__call__":
+        if name in vars(model) or getattr(type(model), name) not in (
+            getattr(keras.Sequential, name),
+            getattr(_Functional, name),
+        ):
+            raise ValueError(
+                "Expected `model` to be a Sequential or functional model. "
+                f"Received: {type(model).__name__} {model.name!r}, which has "
+                f"its own `{name}`"
+            )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             "Expected `model` to have one input and one output. Received: "
@@ -701,6 +755,11 @@ def _layers_of(model):
         layers.append(layer)
         if len(node.input_tensors) != 1:
             raise _unsupported(layer, "it has several inputs")
+        for name, value in node.arguments.kwargs.items():
+            if name == "training" and value:
+                raise _unsupported(layer, f"it is called with {name}={value}")
+        if "call" in vars(layer):
+            raise _unsupported(layer, "its `call` was replaced")
         tensor = node.input_tensors[0]
     flat = []
     for layer in reversed(layers):

@@ -3,7 +3,9 @@
 Frames of games, and generated ones; any chain of layers, any history.
 """
 
+import copy
 import functools
+import pickle
 import threading
 
 import children
@@ -801,6 +803,28 @@ def ended(*layers):
     return lambda: model_of(*layers, *(make() for make in END))
 
 
+class OwnCall(keras.Sequential):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs)
+
+
+class OwnFunctional(keras.Model):
+    def __call__(self, inputs, *args, **kwargs):
+        return 2 * super().__call__(inputs, *args, **kwargs)
+
+
+def own_functional(shape=(8, 8, 2)):
+    inputs = keras.Input(shape)
+    return OwnFunctional(inputs, L.GlobalAveragePooling2D()(inputs))
+
+
+def in_training(layer):
+    """A model in which a layer computes as in training."""
+    inputs = keras.Input((8, 8, 2))
+    x = layer(inputs, training=True)
+    return keras.Model(inputs, L.GlobalAveragePooling2D()(x))
+
+
 class Own(L.Conv2D):
     pass
 
@@ -848,6 +872,15 @@ UNSUPPORTED = {
     "keepdims": lambda: model_of(
         L.GlobalAveragePooling2D(keepdims=True, name="bad"), L.Flatten()
     ),
+    "in training": lambda: in_training(L.BatchNormalization(name="bad")),
+    "dropout in training": lambda: in_training(L.Dropout(0.5, name="bad")),
+    "nested in training": lambda: in_training(
+        keras.Sequential([keras.Input((8, 8, 2)), L.ReLU()], name="bad")
+    ),
+    "scale by column": ended(L.Rescaling([[0.5], [2.0]] * 4, name="bad")),
+    "offset by row": lambda: model_of(
+        L.Rescaling(1, [[[1.0]]] * 8, name="bad"), L.Flatten(), L.Dense(1)
+    ),
     "nested": lambda: model_of(
         keras.Sequential([keras.Input((8, 8, 2)), L.UpSampling2D(name="bad")]),
         L.Flatten(),
@@ -874,6 +907,8 @@ class TestArguments:
             lambda: keras.Sequential([L.Flatten(), L.Dense(2)]),
             lambda: model_of(L.Dense(2), shape=(8,)),
             two_inputs,
+            lambda: OwnCall([keras.Input((8, 8, 2)), L.Flatten(), L.Dense(2)]),
+            own_functional,
             lambda: L.Conv2D(2, 3),
             lambda: None,
         ],
@@ -887,7 +922,7 @@ class TestArguments:
         with pytest.raises(ValueError, match="Received: reuse="):
             Runner(pointwise_model(), reuse)
 
-    @pytest.mark.parametrize("max_rows", [0, -1, 2.5, "8", 2**31])
+    @pytest.mark.parametrize("max_rows", [0, -1, 2.5, "8", 2**31, True])
     def test_max_rows_is_checked(self, max_rows):
         with pytest.raises(ValueError, match="Received: max_rows="):
             Runner(pointwise_model(), max_rows=max_rows)
@@ -915,12 +950,15 @@ class TestArguments:
         assert_right(runner, good)
 
     @pytest.mark.parametrize(
-        "dtype", [np.float64, np.float16, np.int32, np.int8, bool]
+        "dtype",
+        [np.float64, np.float16, np.int32, np.int8, bool, ">u2", "O", "c8"],
     )
     def test_bad_dtypes_are_named(self, dtype):
         runner = Runner(small_model())
         with pytest.raises(ValueError, match="uint8 or float32. Received"):
             runner.step(np.zeros([1, 9, 8, 1], dtype))
+        with pytest.raises(ValueError, match="uint8 or float32. Received"):
+            runner(np.zeros([1, 9, 8, 1], dtype))
 
     def test_no_streams(self):
         runner = Runner(small_model())
@@ -941,6 +979,34 @@ class TestArguments:
             want = Runner(runner.model).step(frames.copy("C"))
             assert_same_bits(runner.step(frames), want)
             assert_same_bits(runner.step(tf.constant(frames)), want)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "float32"])
+    def test_arrays_of_any_bytes(self, dtype):
+        """Order, alignment, subclasses: right, as is a frame of a file."""
+        rng = np.random.default_rng(0)
+        runner = Runner(small_model())
+        frames = random_bytes(rng, 2, 9, 8, 1).astype(dtype)
+        want = runner.step(frames)
+        kind = np.dtype(dtype)
+        unaligned = np.zeros(frames.nbytes + 1, np.uint8)[1:].view(kind)
+        unaligned = unaligned.reshape(frames.shape)
+        unaligned[:] = frames
+        read_only = frames.copy()
+        read_only.flags.writeable = False
+        record = np.zeros(frames.shape, [("a", "u1"), ("b", kind)])
+        record["b"] = frames
+        for array in (
+            frames.astype(kind.newbyteorder(">")),
+            frames.astype(kind.newbyteorder("<")),
+            unaligned,
+            read_only,
+            record["b"],
+            np.ma.masked_array(frames),
+            frames[::-1][::-1],
+            frames.astype(kind.newbyteorder(">"))[:, ::-1][:, ::-1],
+        ):
+            np.testing.assert_array_equal(runner.step(array), want)
+            np.testing.assert_allclose(runner(array), want, atol=1e-5)
 
     def test_an_array_that_is_written_to(self):
         rng = np.random.default_rng(0)
@@ -966,6 +1032,47 @@ class TestArguments:
 
 
 # -- Threads -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))]
+)
+def test_copies_stand_for_themselves(copied):
+    """Of their own weights, frames and counters."""
+    rng = np.random.default_rng(0)
+    runner = Runner(small_model(), "temporal", max_rows=77)
+    frames = random_bytes(rng, 2, 9, 8, 1)
+    want = runner.step(frames)
+    other = copied(runner)
+    assert other.stats.frames == 0
+    assert (other.reuse, other.stats.reuse) == ("temporal", "temporal")
+    np.testing.assert_array_equal(other.step(frames), want)
+    for variable in runner.model.weights:
+        variable.assign(variable + 1)
+    np.testing.assert_array_equal(other.step(frames), want)
+    assert_right(runner, frames)
+    assert np.any(runner.step(frames) != want)
+    assert runner.stats.frames == 3 * 2
+
+
+@pytest.mark.parametrize("bias", [92, 100])
+def test_denormals_are_zero_in_every_thread(bias):
+    """As in TensorFlow, whose threads flush them."""
+    model = model_of(L.Flatten(), L.Dense(2, "softmax"), shape=(2, 2, 1))
+    model.layers[-1].bias.assign([0.0, float(bias)])
+    frames = np.zeros((3, 2, 2, 1), np.uint8)
+    runner = Runner(model)
+    want = [[0, 1]] * 3
+    for outputs in (
+        runner.step(frames),
+        runner.step(tf.constant(frames)),
+        tf.function(runner.step)(tf.constant(frames)),
+        runner(frames),
+        model(frames),
+    ):
+        np.testing.assert_array_equal(outputs, want)
+    # What a caller computes afterwards is not flushed.
+    assert np.float32(1e-30) * np.float32(1e-10) != 0
 
 
 @pytest.mark.parametrize("reuse", KINDS)

@@ -18,22 +18,25 @@ struct Pair {
   int32_t position, row;
 };
 
-// That a tile shows some content from frame `begin` up to, not including, frame
-// `end`.
+// That a tile shows one of its contents from frame `begin` up to, not
+// including, frame `end`.
 struct Run {
-  int32_t content, begin, end;
+  int32_t tile, content, begin, end;
 };
 
 // Collects what the tiles of a structure under content reuse show, step by
 // step: contents, the rows at the positions of a tile, and when they are shown.
 class EpisodeRecorder {
  public:
-  // `max_contents` bounds the distinct contents.
-  EpisodeRecorder(const Tiles& tiles, int64_t max_contents)
-      : tiles_(tiles), contents_(1 + Tiles::kPositions, max_contents) {}
+  // `max_contents` bounds the distinct contents, `max_runs` how often one is
+  // shown in all.
+  EpisodeRecorder(const Tiles& tiles, int64_t max_contents, int64_t max_runs)
+      : tiles_(tiles),
+        max_runs_(max_runs),
+        contents_(1 + Tiles::kPositions, max_contents) {}
 
   // Records the step that the structure just made, one of all steps since its
-  // last restart. False if there are too many contents.
+  // last restart. False if there are too many contents or runs.
   bool Add(const Structure& structure) {
     const int64_t streams = structure.streams(), tiles = tiles_.count();
     const int64_t pixels = structure.maps().back().pixels();
@@ -60,15 +63,17 @@ class EpisodeRecorder {
         if (!contents_.Intern(key, 1, &content)) return false;
         if (change.id >= 0) known_.push_back(content);
       }
+      // A stream that was reset may show what it showed before.
+      Open& open = open_[change.stream * tiles + change.tile];
+      if (open.content == content) continue;
       Close(change.stream, change.tile);
-      open_[change.stream * tiles + change.tile] = {content,
-                                                    frames_[change.stream]};
+      open = {content, frames_[change.stream]};
     }
     for (int64_t n = 0; n < streams; ++n) {
       ++frames_[n];
       stream_of_.push_back(static_cast<int32_t>(n));
     }
-    return true;
+    return static_cast<int64_t>(shown_.size() + stream_of_.size()) <= max_runs_;
   }
 
   // All that was recorded. `pairs` are distinct and in the order of their
@@ -86,7 +91,9 @@ class EpisodeRecorder {
     runs->clear();
     for (const Shown& shown : shown_) {
       const int32_t first = first_frame[shown.stream];
-      runs->push_back({shown.content, first + shown.begin, first + shown.end});
+      const int32_t tile = contents_.key(shown.content)[0] - 1;
+      runs->push_back(
+          {tile, shown.content, first + shown.begin, first + shown.end});
     }
     order->clear();
     for (const int32_t n : stream_of_) order->push_back(first_frame[n]++);
@@ -147,6 +154,7 @@ class EpisodeRecorder {
   }
 
   const Tiles tiles_;
+  const int64_t max_runs_;
   InternTable contents_;        // of a tile, numbered from 1, and its rows
   std::vector<int32_t> known_;  // contents by the structure's numbers
   int64_t streams_ = 0;

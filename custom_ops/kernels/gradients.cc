@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "custom_ops/kernels/dense_sum.h"
 #include "custom_ops/kernels/rows.h"
 
 namespace reuse_tf {
@@ -260,40 +261,84 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
            });
 }
 
-void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
+bool RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
              int64_t frames, float* out) {
-  std::vector<double> differences((frames + 1) * units, 0);
+  const InstructionSet& set = ActiveInstructionSet();
+  // At [2 * t] the runs that end at frame t, at [2 * t + 1] those that begin
+  // there, each as a range of `order`.
+  std::vector<int64_t> starts(2 * frames + 4, 0);
+  int32_t tiles = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const float* value = values + runs[i].content * units;
-    double* begin = differences.data() + runs[i].begin * units;
-    double* end = differences.data() + runs[i].end * units;
-    for (int64_t u = 0; u < units; ++u) {
-      begin[u] += value[u];
-      end[u] -= value[u];
-    }
+    tiles = std::max(tiles, runs[i].tile + 1);
+    if (runs[i].begin == runs[i].end) continue;
+    ++starts[2 * runs[i].begin + 1 + 2];
+    ++starts[2 * runs[i].end + 2];
   }
+  for (size_t k = 1; k < starts.size(); ++k) starts[k] += starts[k - 1];
+  std::vector<int32_t> order(starts.back());
+  // Each start moves to its end, which is the next one's place.
+  for (int64_t i = 0; i < count; ++i) {
+    if (runs[i].begin == runs[i].end) continue;
+    order[starts[2 * runs[i].begin + 1 + 1]++] = static_cast<int32_t>(i);
+    order[starts[2 * runs[i].end + 1]++] = static_cast<int32_t>(i);
+  }
+  const SumTree tree(tiles);
+  std::vector<float> nodes(tree.nodes() * units, 0.f);
+  std::vector<uint64_t> changed(tree.words(0));
+  std::vector<bool> shows(tiles, false);
   for (int64_t t = 0; t < frames; ++t) {
-    double* sum = differences.data() + t * units;
-    for (int64_t u = 0; u < units; ++u) {
-      if (t > 0) sum[u] += sum[u - units];
-      out[t * units + u] = static_cast<float>(sum[u]);
-    }
+    std::fill(changed.begin(), changed.end(), 0);
+    const auto for_each = [&](int64_t k, const auto& f) {
+      for (int64_t i = starts[k]; i < starts[k + 1]; ++i) {
+        const Run& run = runs[order[i]];
+        changed[run.tile / 64] |= uint64_t{1} << (run.tile % 64);
+        f(run, nodes.data() + run.tile * units);
+      }
+    };
+    bool overlap = false;
+    for_each(2 * t, [&](const Run& run, float* leaf) {
+      shows[run.tile] = false;
+      std::fill_n(leaf, units, 0.f);
+    });
+    for_each(2 * t + 1, [&](const Run& run, float* leaf) {
+      overlap |= shows[run.tile];
+      shows[run.tile] = true;
+      std::copy_n(values + run.content * units, units, leaf);
+    });
+    if (overlap) return false;
+    tree.SumAbove(0, changed.data(), units, set, nodes.data());
+    std::copy_n(nodes.data() + (tree.nodes() - 1) * units, units,
+                out + t * units);
   }
+  return true;
 }
 
 void RunGradients(const Run* runs, int64_t count, const float* gradient,
                   int64_t units, int64_t frames, float* values_gradient) {
-  std::vector<double> sums((frames + 1) * units, 0);
-  for (int64_t i = 0; i < frames * units; ++i) {
-    sums[i + units] = sums[i] + gradient[i];
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const double* begin = sums.data() + runs[i].begin * units;
-    const double* end = sums.data() + runs[i].end * units;
-    float* to = values_gradient + runs[i].content * units;
+  // A segment tree: node i is the sum of nodes 2 * i and 2 * i + 1, and those
+  // from `frames` on are the frames.
+  std::vector<double> nodes(2 * frames * units);
+  std::copy_n(gradient, frames * units, nodes.data() + frames * units);
+  for (int64_t i = frames - 1; i > 0; --i) {
+    double* node = nodes.data() + i * units;
     for (int64_t u = 0; u < units; ++u) {
-      to[u] += static_cast<float>(end[u] - begin[u]);
+      node[u] = node[i * units + u] + node[(i + 1) * units + u];
     }
+  }
+  std::vector<double> sum(units);
+  for (int64_t i = 0; i < count; ++i) {
+    std::fill(sum.begin(), sum.end(), 0);
+    const auto add = [&](int64_t node) {
+      const double* from = nodes.data() + node * units;
+      for (int64_t u = 0; u < units; ++u) sum[u] += from[u];
+    };
+    int64_t begin = runs[i].begin + frames, end = runs[i].end + frames;
+    for (; begin < end; begin /= 2, end /= 2) {
+      if (begin % 2 == 1) add(begin++);
+      if (end % 2 == 1) add(--end);
+    }
+    float* to = values_gradient + runs[i].content * units;
+    for (int64_t u = 0; u < units; ++u) to[u] += static_cast<float>(sum[u]);
   }
 }
 

@@ -59,15 +59,17 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    const ParallelFor& parallel, float* rows_gradient,
                    float* weights_gradient);
 
-// out[t, :] = the sum of values[run.content, :] over the runs that hold at t,
-// for values [*, units] and out [frames, units]. Differences are summed in
-// double precision over time.
-void RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
+// out[t, :] = the sum over tiles of values[content, :] of the content that each
+// shows at frame t, for values [*, units] and out [frames, units]; tiles that
+// show nothing add nothing. Of each frame it is the tree of sums of DenseSum,
+// of which changed paths are computed anew: it has the same bits as there, and
+// no frame has a part in another. False if runs of a tile overlap.
+bool RunSums(const Run* runs, int64_t count, const float* values, int64_t units,
              int64_t frames, float* out);
 
 // Adds the gradient of that to values_gradient [*, units], which holds zeros
-// before: for each run the sum of gradient [frames, units] while it holds, as a
-// difference of two prefix sums over time.
+// before: for each run the sum of gradient [frames, units] over its own frames,
+// put together from those of a binary tree over time, in double precision.
 void RunGradients(const Run* runs, int64_t count, const float* gradient,
                   int64_t units, int64_t frames, float* values_gradient);
 

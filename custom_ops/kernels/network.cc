@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "custom_ops/kernels/float_mode.h"
 #include "custom_ops/kernels/pool.h"
 
 namespace reuse_tf {
@@ -16,8 +17,8 @@ constexpr double kWorthless = 0.9;
 // ... in this many frames, and is tried again after so many others.
 constexpr int64_t kTrial = 64, kPause = 1024;
 
-// A recording of more than this is not kept.
-constexpr int64_t kMaxContents = 4 << 20;
+// A recording of more than these, some 400 and 250 MB, is not kept.
+constexpr int64_t kMaxContents = 4 << 20, kMaxRuns = 16 << 20;
 
 std::vector<Window> Windows(const NetworkSpec& spec) {
   std::vector<Window> windows;
@@ -139,7 +140,7 @@ void Network::Restart(Reuse reuse) {
   const bool content = reuse == Reuse::kContent;
   for (size_t i = 0; i < content_rows_.size(); ++i) {
     if (content) {
-      temporal_rows_[i] = {};
+      temporal_rows_[i] = std::vector<float>();
       if (content_rows_[i].data() == nullptr) {
         content_rows_[i] = LazyBuffer<float>(max_rows_[i] * channels(i));
       }
@@ -158,6 +159,7 @@ void Network::Restart(Reuse reuse) {
 
 void Network::SetWeights(const std::vector<const float*>& weights,
                          bool changed) {
+  const FlushDenormals flush;
   auto next = weights.begin();
   const auto set_ops = [&](Ops* ops, int64_t width) {
     ops->ops.clear();
@@ -202,6 +204,7 @@ void Network::SetWeights(const std::vector<const float*>& weights,
 
 void Network::Step(const void* frames, int64_t streams,
                    const ParallelFor& parallel, float* outputs) {
+  const FlushDenormals flush;
   const auto* bytes = static_cast<const uint8_t*>(frames);
   AdaptReuse();
   const double begin = Seconds();
@@ -210,8 +213,8 @@ void Network::Step(const void* frames, int64_t streams,
     Restart(options_.reuse);
     recent_frames_ = recent_changed_ = recent_new_ = 0;
     if (reuse() == Reuse::kContent) {
-      recorder_ =
-          std::make_unique<EpisodeRecorder>(structure_.tiles(), kMaxContents);
+      recorder_ = std::make_unique<EpisodeRecorder>(structure_.tiles(),
+                                                    kMaxContents, kMaxRuns);
     }
   }
   if (!structure_.Step(bytes, streams, parallel)) {
@@ -253,8 +256,11 @@ std::unique_ptr<EpisodeRecorder> Network::TakeRecording() {
 
 void Network::Release() {
   recording_ = Recording::kNone;
-  // Before new ones are made, and by their pages.
+  // Before new ones are made, and by their pages. (An assignment of {} would
+  // leave a vector its memory.)
   for (auto& rows : content_rows_) rows = {};
+  for (auto& rows : temporal_rows_) rows = std::vector<float>();
+  trees_ = std::vector<float>();
   tile_sums_ = {};
   structure_.Release();
   Restart(options_.reuse);

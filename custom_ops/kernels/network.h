@@ -96,12 +96,16 @@ class Network {
   void Reset(int64_t stream) { structure_.Reset(stream); }
   void Reset();
 
-  // Records the structure of all steps from the next one on. Begins in empty
-  // tables, for it to hold nothing else.
-  void Record() { recording_ = Recording::kAsked; }
+  // Records the structure of all steps from the next one on. Clears the tables
+  // then, so that the recording holds only what follows. A recording under way
+  // is dropped.
+  void Record() {
+    recording_ = Recording::kAsked;
+    recorder_.reset();
+  }
   // What was recorded, for once: null if nothing was asked for or nothing was
-  // stepped since, or if the tables were cleared in between, because one was
-  // full, weights changed, or content reuse did not pay.
+  // stepped since; if the tables were cleared in between, because one was full,
+  // weights changed, or content reuse did not pay; or if it became too large.
   std::unique_ptr<EpisodeRecorder> TakeRecording();
   const Structure& structure() const { return structure_; }
   // Forgets all that was computed, weights too, and gives its memory back.

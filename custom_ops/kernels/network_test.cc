@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "custom_ops/kernels/episode.h"
+#include "custom_ops/kernels/gradients.h"
 #include "custom_ops/kernels/intern.h"
 #include "custom_ops/kernels/reference.h"
 #include "custom_ops/kernels/structure.h"
@@ -394,7 +395,7 @@ void TestEpisodes() {
                         random.Pick<int64_t>({0, 3, 5000}));
     Structure plain(frame, windows, max_rows, 0);
     const Tiles& tiles = structure.tiles();
-    EpisodeRecorder recorder(tiles, 20000);
+    EpisodeRecorder recorder(tiles, 20000, 20000);
     Video video(frame, random.Int(1, 3), i);
     // By stream and frame, and position: the row of `plain`.
     std::vector<std::vector<std::vector<int32_t>>> want;
@@ -449,6 +450,76 @@ void TestEpisodes() {
     for (const auto& line : count) {
       for (const int times : line) CHECK(times == 1);
     }
+  }
+}
+
+// Sums over time and their gradient, against plain loops; no frame has a part
+// in what comes of another.
+void TestRuns() {
+  Random random(12);
+  for (int i = 0; i < 60; ++i) {
+    const int64_t tiles = random.Int(1, 300), frames = random.Int(1, 40);
+    const int64_t units = random.Int(1, 20), values_count = random.Int(1, 50);
+    std::vector<Run> runs;
+    for (int32_t tile = 0; tile < tiles; ++tile) {
+      const int64_t last = random.Int(0, frames);
+      for (int32_t t = 0; t < last;) {
+        const int32_t end = random.Int(t, last);
+        const int32_t content = random.Int(0, values_count - 1);
+        if (random.Chance(90)) runs.push_back({tile, content, t, end});
+        t = end + random.Chance(20);
+      }
+    }
+    random.Shuffle(&runs);
+    const int64_t bad = random.Int(0, frames - 1);
+    std::vector<float> values = random.Floats(values_count * units);
+    std::vector<float> gradient = random.Floats(frames * units);
+    const float infinite = random.Pick({NAN, INFINITY, 1e30f, -1e30f});
+    if (random.Chance(50)) std::fill_n(values.begin(), units, infinite);
+    if (random.Chance(50)) {
+      std::fill_n(gradient.begin() + bad * units, units, infinite);
+    }
+    std::vector<reference::Sum> want(frames * units), to_values(values.size());
+    for (const Run& run : runs) {
+      for (int64_t t = run.begin; t < run.end; ++t) {
+        for (int64_t u = 0; u < units; ++u) {
+          want[t * units + u].Add(values[run.content * units + u]);
+          to_values[run.content * units + u].Add(gradient[t * units + u]);
+        }
+      }
+    }
+    std::vector<float> got(frames * units), got_values(values.size(), 0);
+    CHECK(RunSums(runs.data(), runs.size(), values.data(), units, frames,
+                  got.data()));
+    RunGradients(runs.data(), runs.size(), gradient.data(), units, frames,
+                 got_values.data());
+    const auto near = [](float value, const reference::Sum& sum) {
+      return std::isinf(sum.value) ? value == sum.value : Near(value, sum, 300);
+    };
+    for (size_t k = 0; k < got.size(); ++k) CHECK(near(got[k], want[k]));
+    for (size_t k = 0; k < got_values.size(); ++k) {
+      CHECK(near(got_values[k], to_values[k]));
+    }
+    // A frame's sum has the same bits alone.
+    std::vector<Run> alone;
+    for (const Run& run : runs) {
+      if (run.begin <= bad && bad < run.end) {
+        alone.push_back({run.tile, run.content, 0, 1});
+      }
+    }
+    // The tree is over all tiles.
+    alone.push_back({static_cast<int32_t>(tiles) - 1, 0, 1, 1});
+    runs.push_back({static_cast<int32_t>(tiles) - 1, 0, 0, 0});
+    std::vector<float> one(units);
+    CHECK(RunSums(runs.data(), runs.size(), values.data(), units, frames,
+                  got.data()));
+    CHECK(RunSums(alone.data(), alone.size(), values.data(), units, 1,
+                  one.data()));
+    CHECK(SameBits(one.data(), got.data() + bad * units, units));
+    runs.push_back({0, 0, 0, static_cast<int32_t>(frames)});
+    runs.push_back({0, 0, 0, static_cast<int32_t>(frames)});
+    CHECK(!RunSums(runs.data(), runs.size(), values.data(), units, frames,
+                   got.data()));
   }
 }
 
@@ -838,6 +909,7 @@ int Main() {
   TestTiles();
   TestNewTiles();
   TestEpisodes();
+  TestRuns();
   TestNetworks(40);
   TestCollisionsChangeNothing();
   TestThreads();

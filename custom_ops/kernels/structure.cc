@@ -55,7 +55,7 @@ void Structure::Restart(Reuse reuse) {
     Map& map = maps_[i];
     if (reuse == Reuse::kTemporal) {
       map.table.reset();
-      map.ids = {};
+      map.ids = std::vector<int32_t>();
       continue;
     }
     map.ids.resize(streams() * map.pixels());

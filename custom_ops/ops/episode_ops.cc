@@ -60,7 +60,8 @@ pairs: The distinct (position, row) pairs of the last map, ordered by position,
   [D, 2].
 contents: What a tile of positions shows, as pairs; -1 where it reaches beyond
   the map, [E, 16].
-runs: That a tile shows a content: content, first frame, last frame + 1, [K, 3].
+runs: That a tile shows a content: tile, content, first frame, last frame + 1,
+  [K, 4].
 order: By frame, its number in `runs`: [T], from 0 on.
 patches: For each window the distinct patches, as ids of the rows before,
   [M, taps]; -1 is padding.
@@ -203,10 +204,11 @@ REGISTER_OP("ReuseTF>RunSum")
       return absl::OkStatus();
     })
     .Doc(R"doc(
-The sum, at each frame, of the values whose runs hold.
+The sum, at each frame, of the values of the contents that the tiles show.
 
 values: By content, [E, units].
-runs: (content, first frame, last frame + 1), [K, 3].
+runs: (tile, content, first frame, last frame + 1), [K, 4]; those of a tile do
+  not overlap.
 num_frames: T.
 sums: [T, units].
 )doc");
@@ -274,7 +276,7 @@ class VideoStructureOp : public OpKernel {
     const int64_t most_tiles =
         std::min<int64_t>(tiles.count() * count, INT32_MAX);
     Structure structure(shape, windows, max_rows, most_tiles);
-    EpisodeRecorder recorder(tiles, most_tiles);
+    EpisodeRecorder recorder(tiles, most_tiles, INT32_MAX);
     const auto* bytes = static_cast<const uint8_t*>(frames.data());
     const int64_t size = shape.pixels() * shape.pixel_size();
     const ParallelFor parallel = OpThreads(context);
@@ -534,8 +536,8 @@ class RunSumOp : public OpKernel {
     const Tensor& size = context->input(2);
     OP_REQUIRES_OK(context, CheckRank(kGradient ? "gradient" : "values", from,
                                       2, "[*, units]"));
-    OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 3,
-                Mismatch("runs", "[K, 3]", runs));
+    OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
+                Mismatch("runs", "[K, 4]", runs));
     OP_REQUIRES(context, size.dims() == 0 && size.scalar<int32_t>()() >= 0,
                 Mismatch(kGradient ? "num_values" : "num_frames",
                          "a scalar that is not negative", size));
@@ -547,24 +549,28 @@ class RunSumOp : public OpKernel {
         reinterpret_cast<const Run*>(runs.flat<int32_t>().data());
     for (int64_t i = 0; i < count; ++i) {
       OP_REQUIRES(context,
-                  list[i].content >= 0 && list[i].content < values &&
+                  list[i].tile >= 0 && list[i].tile < count &&
+                      list[i].content >= 0 && list[i].content < values &&
                       list[i].begin >= 0 && list[i].begin <= list[i].end &&
                       list[i].end <= frames,
                   absl::InvalidArgumentError(absl::StrCat(
-                      "runs must be (content, begin, end) within ", values,
-                      " values and ", frames, " frames, got (", list[i].content,
+                      "runs must be (tile, content, begin, end) within ", count,
+                      " tiles, ", values, " values and ", frames,
+                      " frames, got (", list[i].tile, ", ", list[i].content,
                       ", ", list[i].begin, ", ", list[i].end, ") at ", i)));
     }
     Tensor* out = nullptr;
     OP_REQUIRES_OK(context,
                    context->allocate_output(0, {to_size, units}, &out));
+    if (out->NumElements() == 0) return;
     const float* data = from.flat<float>().data();
     float* to = out->flat<float>().data();
     if constexpr (kGradient) {
       out->flat<float>().setZero();
       RunGradients(list, count, data, units, frames, to);
     } else {
-      RunSums(list, count, data, units, frames, to);
+      OP_REQUIRES(context, RunSums(list, count, data, units, frames, to),
+                  absl::InvalidArgumentError("runs of a tile overlap"));
     }
   }
 };

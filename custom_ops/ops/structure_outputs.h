@@ -18,7 +18,7 @@ inline void SetStructureShapes(InferenceContext* c, DimensionHandle channels) {
   c->set_output(0, c->Matrix(c->UnknownDim(), channels));
   c->set_output(1, c->Matrix(c->UnknownDim(), 2));
   c->set_output(2, c->Matrix(c->UnknownDim(), Tiles::kPositions));
-  c->set_output(3, c->Matrix(c->UnknownDim(), 3));
+  c->set_output(3, c->Matrix(c->UnknownDim(), 4));
   c->set_output(4, c->UnknownShapeOfRank(1));
   for (int i = 5; i < c->num_outputs(); ++i) {
     c->set_output(i, c->UnknownShapeOfRank(2));
@@ -77,7 +77,7 @@ inline void OutputStructure(OpKernelContext* context, const FrameShape& frame,
   OutputIds(context, 1, {size(pairs), 2}, pairs.data());
   OutputIds(context, 2, {size(contents) / Tiles::kPositions, Tiles::kPositions},
             contents.data());
-  OutputIds(context, 3, {size(runs), 3}, runs.data());
+  OutputIds(context, 3, {size(runs), 4}, runs.data());
   OutputIds(context, 4, {size(order)}, order.data());
   for (size_t i = 0; i < windows.size(); ++i) {
     const InternTable* patches = any ? maps[i + 1].table.get() : nullptr;
