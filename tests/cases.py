@@ -154,15 +154,33 @@ def _twin(cls, config, layer):
     return twin
 
 
+def breaks_tensorflow(layer, shape):
+    """Whether TensorFlow convolves batches of this shape wrongly.
+
+    On some processors TensorFlow 2.21 returns garbage for a batch of more than
+    one if the output is one wide and strides are (1, s > 1). A single frame is
+    right.
+    """
+    return (
+        layer.strides[0] != layer.strides[1]
+        and layer.compute_output_shape(tuple(shape))[2] == 1
+    )
+
+
 def plain_conv2d(layer, inputs):
     """What Keras computes with the arguments and weights of `layer`.
 
     Keras compiles each grouped convolution by XLA, which takes long; here
     each group is a convolution of its own.
     """
+    inputs = np.asarray(inputs)
+    if len(inputs) > 1 and breaks_tensorflow(layer, inputs.shape):
+        return tf.concat(
+            [plain_conv2d(layer, frame[None]) for frame in inputs], 0
+        )
     weights = layer.get_weights()
     kernels = np.split(weights[0], layer.groups, -1)
-    inputs = np.split(np.asarray(inputs), layer.groups, -1)
+    inputs = np.split(inputs, layer.groups, -1)
     outputs = tf.concat(
         [
             keras.ops.conv(
