@@ -2,10 +2,12 @@
 
 import ctypes
 import importlib.metadata
+import operator
 import os
 import pathlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from reuse_tf import activations
@@ -85,7 +87,7 @@ def sparse_gather(rows, patches):
     Args:
         rows: Activation table, `[U, C]`; float16, bfloat16, float32, float64,
             uint8 or int32.
-        patches: Row ids, int32 `[M, k]`, each in `[-1, U)`; -1 stands for a
+        patches: Row ids, integers `[M, k]`, each in `[-1, U)`; -1 stands for a
             row of zeros.
 
     Returns:
@@ -94,13 +96,14 @@ def sparse_gather(rows, patches):
 
     Raises:
         tf.errors.InvalidArgumentError: If a rank or an id is not as above.
+        ValueError: If `patches` are not integers.
 
     Example:
 
     >>> sparse_gather([[1.0, 2.0], [3.0, 4.0]], [[1, -1]]).numpy()
     array([[3., 4., 0., 0.]], dtype=float32)
     """
-    return _ops.reuse_tf_sparse_gather(rows, patches)
+    return _ops.reuse_tf_sparse_gather(rows, _ids("patches", patches))
 
 
 def sparse_scatter(table, ids, rows):
@@ -112,8 +115,8 @@ def sparse_scatter(table, ids, rows):
 
     Args:
         table: `[U, C]`; float16, bfloat16, float32, float64, uint8 or int32.
-        ids: The rows to replace, int32 `[M]`, each in `[0, U)`. Of equal ids
-            the last one holds.
+        ids: The rows to replace, integers `[M]`, each in `[0, U)`. Of equal
+            ids the last one holds.
         rows: `[M, C]`, of the dtype of `table`.
 
     Returns:
@@ -121,6 +124,7 @@ def sparse_scatter(table, ids, rows):
 
     Raises:
         tf.errors.InvalidArgumentError: If a shape or an id is not as above.
+        ValueError: If `ids` are not integers.
 
     Example:
 
@@ -128,7 +132,28 @@ def sparse_scatter(table, ids, rows):
     array([[1.],
            [5.]], dtype=float32)
     """
-    return _ops.reuse_tf_sparse_scatter(table, ids, rows)
+    return _ops.reuse_tf_sparse_scatter(table, _ids("ids", ids), rows)
+
+
+def _ids(name, values):
+    """Ids as int32 or int64, whichever holds them: the op checks the range."""
+    try:
+        ids = tf.convert_to_tensor(values)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected `{name}` to be integers of 64 bits. "
+            f"Received: {name}={values!r}"
+        ) from error
+    if ids.dtype in (tf.int32, tf.int64):
+        return ids
+    # An empty list says nothing of its type.
+    empty = not tf.is_tensor(values) and ids.shape.num_elements() == 0
+    if empty or (ids.dtype.is_integer and ids.dtype != tf.uint64):
+        return tf.cast(ids, tf.int64)
+    raise ValueError(
+        f"Expected `{name}` to be integers, and not uint64. "
+        f"Received: {ids.dtype.name}"
+    )
 
 
 def changed_positions(
@@ -175,13 +200,28 @@ def changed_positions(
 
 
 def _pair(name, value):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+    try:
+        one = _positive(value)
+        pair = (one, one) if one else tuple(_positive(v) for v in value)
+    except TypeError:  # cannot be iterated over
+        pair = ()
+    if len(pair) != 2 or None in pair:
         raise ValueError(
-            f"Expected `{name}` to be a positive integer or two. "
+            f"Expected `{name}` to be a positive integer below 2^31, or two. "
             f"Received: {name}={value!r}"
         )
     return pair
+
+
+def _positive(value):
+    """A positive integer of any kind as Python's, or None."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        value = operator.index(value)
+    except TypeError:
+        return None
+    return value if 0 < value < 2**31 else None
 
 
 def new_state():

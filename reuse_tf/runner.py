@@ -319,9 +319,13 @@ class Runner:
             streams = np.atleast_1d(np.asarray(streams))
             if streams.size == 0:
                 return
-            if streams.dtype.kind not in "iu" or streams.min() < 0:
+            if (
+                streams.dtype.kind not in "iu"
+                or streams.min() < 0
+                or streams.max() >= 2**31
+            ):
                 raise ValueError(
-                    "Expected `streams` to be integers that are not negative. "
+                    "Expected `streams` to be integers in [0, 2^31). "
                     f"Received: streams={streams.tolist()}"
                 )
         for state in set(self._states.values()):

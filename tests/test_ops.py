@@ -149,7 +149,7 @@ class TestSparseGather:
             (tf.zeros([3, 2, 1]), tf.constant([[0]])),
             (tf.zeros([3, 2]), tf.constant([0])),
             (tf.zeros([3, 2]), tf.constant(0)),
-            (tf.zeros([3, 2]), tf.constant([[0]], tf.int64)),
+            (tf.zeros([3, 2]), tf.constant([[0.0]])),
             (tf.zeros([3, 2], tf.complex64), tf.constant([[0]])),
         ],
     )
@@ -305,7 +305,7 @@ class TestSparseScatter:
             (tf.zeros([3, 2]), tf.constant([[0]]), tf.zeros([1, 2])),
             (tf.zeros([3, 2]), tf.constant(0), tf.zeros([1, 2])),
             (tf.zeros([3, 2]), tf.constant([0]), tf.zeros([1, 2], tf.float64)),
-            (tf.zeros([3, 2]), tf.constant([0], tf.int64), tf.zeros([1, 2])),
+            (tf.zeros([3, 2]), tf.constant([0.0]), tf.zeros([1, 2])),
         ],
     )
     def test_refuses(self, run, table, ids, rows):
@@ -520,6 +520,180 @@ class TestChangedPositions:
         positions, seen_now = traced.outputs
         assert positions.shape.as_list() == [None]
         assert seen_now.shape.as_list() == (want or [None] * 4)
+
+
+class TestIds:
+    """Ids of any integer type are the numbers that they are, or refused."""
+
+    TYPES = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"]
+    FAR = [2**31, 2**32, 2**32 + 1, 2**63 - 1, -(2**32), -(2**32) + 1, -(2**63)]
+
+    @runs
+    @pytest.mark.parametrize("dtype", TYPES)
+    def test_of_every_type(self, run, dtype):
+        rows, new = _random([5, 3]), _random([2, 3], seed=1)
+        patches, ids = np.array([[0, 4], [2, 2]]), np.array([3, 0])
+        np.testing.assert_array_equal(
+            run(sparse_gather, rows, tf.constant(patches, dtype)),
+            plain_gather(rows, tf.constant(patches, tf.int32)),
+        )
+        np.testing.assert_array_equal(
+            run(sparse_scatter, rows, tf.constant(ids, dtype), new),
+            plain_scatter(rows, tf.constant(ids, tf.int32), new),
+        )
+
+    @pytest.mark.parametrize("dtype", TYPES)
+    def test_arrays_and_lists(self, dtype):
+        rows, new = _random([5, 3]), _random([2, 3], seed=1)
+        array = np.array([3, 0], dtype)
+        want = plain_scatter(rows, tf.constant([3, 0]), new)
+        for ids in array, list(array), array.tolist(), tuple(array):
+            np.testing.assert_array_equal(sparse_scatter(rows, ids, new), want)
+            np.testing.assert_array_equal(
+                sparse_gather(rows, [ids]),
+                plain_gather(rows, tf.constant([[3, 0]])),
+            )
+
+    def test_none_at_all(self):
+        rows = _random([5, 3])
+        empty = np.zeros([0, 3], "float32")
+        np.testing.assert_array_equal(sparse_scatter(rows, [], empty), rows)
+        assert sparse_gather(rows, [[], []]).shape == [2, 0]
+
+    @runs
+    def test_of_a_graph_in_a_list(self, run):
+        def gather(rows, row):
+            return sparse_gather(rows, [[row, -1]])
+
+        np.testing.assert_array_equal(
+            run(gather, _random([5, 3]), tf.constant(4)),
+            plain_gather(_random([5, 3]), tf.constant([[4, -1]])),
+        )
+
+    @runs
+    @pytest.mark.parametrize("far", FAR)
+    def test_far_ones_are_refused(self, run, far):
+        rows = tf.zeros([5, 3])
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            run(sparse_gather, rows, tf.constant([[0, far]], tf.int64))
+        assert f"patches must lie in [-1, 5), got {far}" in str(error.value)
+        with pytest.raises(tf.errors.InvalidArgumentError) as error:
+            run(
+                sparse_scatter,
+                rows,
+                tf.constant([0, far], tf.int64),
+                tf.zeros([2, 3]),
+            )
+        assert f"ids must lie in [0, 5), got {far}" in str(error.value)
+
+    @pytest.mark.parametrize("far", [*FAR, 2**63, 2**64, 2**64 - 1, -(2**64)])
+    def test_far_integers_are_refused(self, far):
+        rows = tf.zeros([5, 3])
+        with pytest.raises(REFUSED, match="patches"):
+            sparse_gather(rows, [[0, far]])
+        with pytest.raises(REFUSED, match="ids"):
+            sparse_scatter(rows, [far], tf.zeros([1, 3]))
+
+    @pytest.mark.parametrize(
+        "ids",
+        [
+            [True],
+            [1.0],
+            ["a"],
+            None,
+            np.array([2**64 - 1], "uint64"),
+            np.array([1], "uint64"),
+            np.array([1.0]),
+            np.array([True]),
+        ],
+    )
+    def test_what_is_no_integer_is_refused(self, ids):
+        with pytest.raises(ValueError, match="`patches` to be integers"):
+            sparse_gather(tf.zeros([5, 3]), ids)
+        with pytest.raises(ValueError, match="`ids` to be integers"):
+            sparse_scatter(tf.zeros([5, 3]), ids, tf.zeros([1, 3]))
+
+    @runs
+    def test_gradients_through_int64(self, run):
+        rows, new = _random([4, 2]) / 10, _random([3, 2], seed=1) / 10
+        patches = np.array([[0, 1, -1], [1, 1, 2]])
+        ids = np.array([2, 0, 2])
+
+        def gradients(dtype):
+            def function(rows, new):
+                with tf.GradientTape() as outer:
+                    outer.watch([rows, new])
+                    with tf.GradientTape() as tape:
+                        tape.watch([rows, new])
+                        table = sparse_scatter(
+                            rows, tf.constant(ids, dtype), new
+                        )
+                        gathered = sparse_gather(
+                            table, tf.constant(patches, dtype)
+                        )
+                        loss = tf.reduce_sum(gathered**3)
+                    first = tape.gradient(loss, [rows, new])
+                    mixed = tf.add_n([tf.reduce_sum(g**2) for g in first])
+                return *first, *outer.gradient(mixed, [rows, new])
+
+            return function
+
+        got = run(gradients(tf.int64), rows, new)
+        want = gradients(tf.int32)(rows, new)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+            assert np.any(a != 0)
+
+
+class TestIntegers:
+    """Integers of NumPy are integers; bools are none."""
+
+    ARGUMENTS = ["kernel_size", "strides", "dilation_rate"]
+
+    @pytest.mark.parametrize("name", ARGUMENTS)
+    @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8, np.array])
+    def test_of_numpy(self, name, kind):
+        inputs, seen = _random([1, 6, 7, 1]), _random([1, 6, 7, 1], seed=1)
+        for value in kind(2), (kind(2), kind(1)), [2, kind(2)]:
+            want = np.broadcast_to(np.array(value, int), 2).tolist()
+            np.testing.assert_array_equal(
+                changed_positions(inputs, seen, **{name: value})[0],
+                changed_positions(inputs, seen, **{name: want})[0],
+            )
+        np.testing.assert_array_equal(
+            changed_positions(inputs, seen, **{name: np.array([2, 1])})[0],
+            changed_positions(inputs, seen, **{name: (2, 1)})[0],
+        )
+
+    @pytest.mark.parametrize("name", ARGUMENTS)
+    @pytest.mark.parametrize(
+        "value",
+        [
+            True,
+            np.True_,
+            (1, True),
+            [np.True_, 2],
+            np.array([True, True]),
+            1.0,
+            np.float32(1),
+            (1, 1.0),
+            "1",
+            "11",
+            None,
+            {},
+            0,
+            -1,
+            np.int64(0),
+            2**31,
+            np.int64(2**32 + 1),
+            (1, 2, 3),
+            [[1, 2]],
+        ],
+    )
+    def test_others_are_named(self, name, value):
+        inputs = tf.zeros([1, 4, 4, 1])
+        with pytest.raises(ValueError, match=f"`{name}`.*Received: {name}="):
+            changed_positions(inputs, inputs, **{name: value})
 
 
 CONV = {

@@ -927,7 +927,10 @@ class TestArguments:
         with pytest.raises(ValueError, match="Received: max_rows="):
             Runner(pointwise_model(), max_rows=max_rows)
 
-    @pytest.mark.parametrize("streams", [-1, [0, -2], 0.5, ["a"]])
+    @pytest.mark.parametrize(
+        "streams",
+        [-1, [0, -2], 0.5, ["a"], 2**31, [2**32 + 1], [2**64], True],
+    )
     def test_streams_are_checked(self, streams):
         runner = Runner(pointwise_model())
         with pytest.raises(ValueError, match="Received: streams="):

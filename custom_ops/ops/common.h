@@ -2,6 +2,7 @@
 #ifndef REUSE_TF_OPS_COMMON_H_
 #define REUSE_TF_OPS_COMMON_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -73,10 +74,11 @@ inline absl::Status CheckRank(const char* name, const Tensor& t, int rank,
   return absl::OkStatus();
 }
 
-// Checks that `lowest` <= ids < count.
-inline absl::Status CheckIds(const char* name, const Tensor& ids,
-                             int32_t lowest, int64_t count) {
-  const auto flat = ids.flat<int32_t>();
+// Checks that `lowest` <= ids < count, for ids of type Id.
+template <typename Id>
+absl::Status CheckIdsOf(const char* name, const Tensor& ids, int32_t lowest,
+                        int64_t count) {
+  const auto flat = ids.flat<Id>();
   int64_t bad = -1;
   for (int64_t i = 0; i < flat.size(); ++i) {
     if (flat(i) < lowest || flat(i) >= count) bad = i;
@@ -85,6 +87,32 @@ inline absl::Status CheckIds(const char* name, const Tensor& ids,
     return absl::InvalidArgumentError(
         absl::StrCat(name, " must lie in [", lowest, ", ", count, "), got ",
                      flat(bad), " at flat index ", bad));
+  }
+  return absl::OkStatus();
+}
+
+inline absl::Status CheckIds(const char* name, const Tensor& ids,
+                             int32_t lowest, int64_t count) {
+  return CheckIdsOf<int32_t>(name, ids, lowest, count);
+}
+
+// The same for ids that may be int64. Sets *narrow to them as int32.
+inline absl::Status ReadIds(OpKernelContext* context, const char* name,
+                            const Tensor& ids, int32_t lowest, int64_t count,
+                            Tensor* narrow) {
+  if (ids.dtype() == tensorflow::DT_INT32) {
+    *narrow = ids;
+    return CheckIds(name, ids, lowest, count);
+  }
+  TF_RETURN_IF_ERROR(CheckIdsOf<int64_t>(
+      name, ids, lowest,
+      std::min<int64_t>(count, std::numeric_limits<int32_t>::max())));
+  TF_RETURN_IF_ERROR(
+      context->allocate_temp(tensorflow::DT_INT32, ids.shape(), narrow));
+  const auto from = ids.flat<int64_t>();
+  auto to = narrow->flat<int32_t>();
+  for (int64_t i = 0; i < from.size(); ++i) {
+    to(i) = static_cast<int32_t>(from(i));
   }
   return absl::OkStatus();
 }

@@ -296,8 +296,7 @@ class RunnerResetOp : public OpKernel {
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& streams = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("streams", streams, 1, "[M]"));
-    OP_REQUIRES_OK(context, CheckIds("streams", streams, 0,
-                                     std::numeric_limits<int32_t>::max()));
+    OP_REQUIRES_OK(context, CheckIds("streams", streams, 0, int64_t{1} << 31));
     state->WithNetwork([&](Network& network) {
       if (streams.NumElements() == 0) network.Reset();
       for (int64_t i = 0; i < streams.NumElements(); ++i) {

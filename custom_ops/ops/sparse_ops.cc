@@ -11,8 +11,9 @@ namespace {
 
 REGISTER_OP("ReuseTF>SparseGather")
     .Attr("T: {float, double, half, bfloat16, uint8, int32}")
+    .Attr("Tids: {int32, int64} = DT_INT32")
     .Input("rows: T")
-    .Input("patches: int32")
+    .Input("patches: Tids")
     .Output("gathered: T")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle rows, patches;
@@ -34,8 +35,9 @@ gathered: [M, k * C]: gathered[m, j * C + c] = rows[patches[m, j], c].
 
 REGISTER_OP("ReuseTF>SparseGatherGrad")
     .Attr("T: {float, double, half, bfloat16, int32}")
+    .Attr("Tids: {int32, int64} = DT_INT32")
     .Input("gradient: T")
-    .Input("patches: int32")
+    .Input("patches: Tids")
     .Input("num_rows: int64")
     .Output("rows_gradient: T")
     .SetShapeFn([](InferenceContext* c) {
@@ -66,8 +68,9 @@ rows_gradient: [U, C].
 
 REGISTER_OP("ReuseTF>SparseScatter")
     .Attr("T: {float, double, half, bfloat16, uint8, int32}")
+    .Attr("Tids: {int32, int64} = DT_INT32")
     .Input("table: T")
-    .Input("ids: int32")
+    .Input("ids: Tids")
     .Input("rows: T")
     .Output("updated: T")
     .SetShapeFn([](InferenceContext* c) {
@@ -135,7 +138,9 @@ class SparseGatherOp : public OpKernel {
     const Tensor& patches = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
     OP_REQUIRES_OK(context, CheckRank("patches", patches, 2, "[M, k]"));
-    OP_REQUIRES_OK(context, CheckIds("patches", patches, -1, rows.dim_size(0)));
+    Tensor narrow;
+    OP_REQUIRES_OK(context, ReadIds(context, "patches", patches, -1,
+                                    rows.dim_size(0), &narrow));
     const int64_t channels = rows.dim_size(1), taps = patches.dim_size(1);
     Tensor* out = nullptr;
     TensorShape shape;
@@ -145,7 +150,7 @@ class SparseGatherOp : public OpKernel {
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &out));
     if (out->NumElements() == 0) return;
     const T* from = rows.flat<T>().data();
-    const int32_t* ids = patches.flat<int32_t>().data();
+    const int32_t* ids = narrow.flat<int32_t>().data();
     T* to = out->flat<T>().data();
     OpThreads(context)(patches.NumElements(), 4 + channels * sizeof(T) / 8,
                        [=](int64_t begin, int64_t end) {
@@ -179,7 +184,9 @@ class SparseGatherGradOp : public OpKernel {
                     "gradient must be [M, k * C] for patches [M, k], got ",
                     gradient.shape().DebugString(), " for ",
                     patches.shape().DebugString())));
-    OP_REQUIRES_OK(context, CheckIds("patches", patches, -1, rows));
+    Tensor narrow;
+    OP_REQUIRES_OK(context,
+                   ReadIds(context, "patches", patches, -1, rows, &narrow));
     const int64_t channels = taps == 0 ? 0 : gradient.dim_size(1) / taps;
     Tensor* out = nullptr;
     TensorShape shape;
@@ -192,7 +199,7 @@ class SparseGatherGradOp : public OpKernel {
     // On one thread: threads would have to share rows, and the order of
     // additions, so the last bits, would depend on them.
     ScatterAddRows(gradient.flat<T>().data(), channels,
-                   patches.flat<int32_t>().data(), patches.NumElements(),
+                   narrow.flat<int32_t>().data(), patches.NumElements(),
                    sums.data());
   }
 };
@@ -216,7 +223,9 @@ class SparseScatterOp : public OpKernel {
             "rows must be [M, C] for ids [M] and table [U, C], got ",
             rows.shape().DebugString(), " for ", ids.shape().DebugString(),
             " and ", table.shape().DebugString())));
-    OP_REQUIRES_OK(context, CheckIds("ids", ids, 0, table.dim_size(0)));
+    Tensor narrow;
+    OP_REQUIRES_OK(context,
+                   ReadIds(context, "ids", ids, 0, table.dim_size(0), &narrow));
     Tensor* out = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
                                 {0}, 0, table.shape(), &out));
@@ -228,7 +237,7 @@ class SparseScatterOp : public OpKernel {
                   table.NumElements() * sizeof(T));
     }
     ScatterRows(rows.flat<T>().data(), table.dim_size(1),
-                ids.flat<int32_t>().data(), ids.NumElements(), to);
+                narrow.flat<int32_t>().data(), ids.NumElements(), to);
   }
 };
 
