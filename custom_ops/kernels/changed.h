@@ -187,6 +187,13 @@ inline void Trim(int64_t width, uint64_t* line) {
 
 }  // namespace internal
 
+// The first tap of a kernel that does not stand before 0, where tap 0 stands at
+// `first` and the others `dilation` apart from each other. However large a
+// kernel is, a loop from there on to the end of the map is short.
+inline int64_t FirstTap(int64_t first, int64_t dilation) {
+  return first >= 0 ? 0 : (dilation - 1 - first) / dilation;
+}
+
 // Marks the output positions of one image of the batch whose window holds a
 // marked pixel. `mask` has `height` lines for each image; `out` has
 // `out_height`, those of the image being clear.
@@ -199,9 +206,10 @@ inline void ChangedPositions(const Window& w, int64_t image,
     const int64_t top = out_y * w.stride_height - w.pad_top;
     uint64_t any = 0;
     std::fill(columns.begin(), columns.end(), 0);
-    for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
+    for (int64_t ky = FirstTap(top, w.dilation_height); ky < w.kernel_height;
+         ++ky) {
       const int64_t y = top + ky * w.dilation_height;
-      if (y < 0 || y >= w.height) continue;
+      if (y >= w.height) break;
       const uint64_t* line = mask.line(image * w.height + y);
       for (int64_t i = 0; i < words; ++i) any |= columns[i] |= line[i];
     }
@@ -210,20 +218,35 @@ inline void ChangedPositions(const Window& w, int64_t image,
     // == x + pad, for some tap kx.
     uint64_t* hits = out->line(image * w.out_height + out_y);
     if (w.stride_width == 1) {
-      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
-        internal::OrShifted(columns.data(), words,
-                            w.pad_left - kx * w.dilation_width, hits,
-                            out->words());
+      for (int64_t kx =
+               FirstTap(w.out_width - 1 - w.pad_left, w.dilation_width);
+           kx < w.kernel_width; ++kx) {
+        const int64_t shift = w.pad_left - kx * w.dilation_width;
+        if (shift <= -w.width) break;
+        internal::OrShifted(columns.data(), words, shift, hits, out->words());
       }
       internal::Trim(w.out_width, hits);
       continue;
     }
+    // Whichever are fewer: the taps under which x can be, or the outputs.
     ForEachBit(columns.data(), words, [&](int64_t x) {
-      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
-        const int64_t at = x + w.pad_left - kx * w.dilation_width;
+      const int64_t most = x + w.pad_left;
+      if (w.kernel_width <= w.out_width) {
+        for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
+          const int64_t at = most - kx * w.dilation_width;
+          if (at < 0) break;
+          const int64_t hit = at / w.stride_width;
+          if (hit * w.stride_width == at && hit < w.out_width) {
+            hits[hit / 64] |= uint64_t{1} << (hit % 64);
+          }
+        }
+        return;
+      }
+      for (int64_t hit = 0; hit < w.out_width; ++hit) {
+        const int64_t at = most - hit * w.stride_width;
         if (at < 0) break;
-        const int64_t hit = at / w.stride_width;
-        if (hit * w.stride_width == at && hit < w.out_width) {
+        const int64_t kx = at / w.dilation_width;
+        if (kx * w.dilation_width == at && kx < w.kernel_width) {
           hits[hit / 64] |= uint64_t{1} << (hit % 64);
         }
       }
@@ -255,27 +278,30 @@ inline void CoveredPixels(const Window& w, int64_t image, const PixelMask& out,
     if (any == 0) continue;
     columns.assign(words, 0);
     if (w.stride_width == 1) {
-      for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
-        internal::OrShifted(hits, out.words(),
-                            kx * w.dilation_width - w.pad_left, columns.data(),
-                            words);
+      for (int64_t kx =
+               FirstTap(w.out_width - 1 - w.pad_left, w.dilation_width);
+           kx < w.kernel_width; ++kx) {
+        const int64_t shift = kx * w.dilation_width - w.pad_left;
+        if (shift >= w.width) break;
+        internal::OrShifted(hits, out.words(), shift, columns.data(), words);
       }
       internal::Trim(w.width, columns.data());
     } else {
       ForEachBit(hits, out.words(), [&](int64_t x) {
-        for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
-          const int64_t at =
-              x * w.stride_width + kx * w.dilation_width - w.pad_left;
-          if (at >= 0 && at < w.width) {
-            columns[at / 64] |= uint64_t{1} << (at % 64);
-          }
+        const int64_t left = x * w.stride_width - w.pad_left;
+        for (int64_t kx = FirstTap(left, w.dilation_width); kx < w.kernel_width;
+             ++kx) {
+          const int64_t at = left + kx * w.dilation_width;
+          if (at >= w.width) break;
+          columns[at / 64] |= uint64_t{1} << (at % 64);
         }
       });
     }
-    for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
-      const int64_t y =
-          out_y * w.stride_height + ky * w.dilation_height - w.pad_top;
-      if (y < 0 || y >= w.height) continue;
+    const int64_t top = out_y * w.stride_height - w.pad_top;
+    for (int64_t ky = FirstTap(top, w.dilation_height); ky < w.kernel_height;
+         ++ky) {
+      const int64_t y = top + ky * w.dilation_height;
+      if (y >= w.height) break;
       uint64_t* line = mask->line(image * w.height + y);
       for (int64_t i = 0; i < words; ++i) line[i] |= columns[i];
     }

@@ -53,7 +53,7 @@ class InternTable {
       : words_(words),
         max_rows_(max_rows),
         hash_mask_(hash_mask),
-        keys_(max_rows * words) {
+        keys_(Product({max_rows, words})) {
     Clear();
   }
 

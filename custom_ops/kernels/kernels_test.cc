@@ -748,7 +748,137 @@ void TestInterning() {
   }
 }
 
+// Every range once; what a body throws comes out, when all have ended.
+void TestShareWork() {
+  Random random(10);
+  for (int i = 0; i < 300; ++i) {
+    const int64_t total = random.Int(1, 50), ranges = random.Int(1, total);
+    const int64_t bad = random.Chance(50) ? random.Int(0, total - 1) : -1;
+    std::vector<std::atomic<int>> called(total);
+    std::atomic<int> running{0};
+    std::vector<std::thread> threads;
+    std::vector<std::function<void()>> late;
+    bool threw = false;
+    try {
+      ShareWork(
+          total, ranges, 3,
+          [&](std::function<void()> work) {
+            if (threads.size() == 1 && i % 3 == 0) throw std::bad_alloc();
+            if (i % 2 == 0) threads.emplace_back(work);
+            late.push_back(work);
+          },
+          [&](int64_t begin, int64_t end) {
+            ++running;
+            for (int64_t k = begin; k < end; ++k) ++called[k];
+            if (begin <= bad && bad < end) {
+              --running;
+              throw std::length_error("bad");
+            }
+            --running;
+          });
+    } catch (const std::length_error&) {
+      threw = true;
+    }
+    CHECK(running == 0);
+    CHECK(threw == (bad >= 0));
+    for (const auto& work : late) work();
+    for (std::thread& thread : threads) thread.join();
+    for (const auto& count : called) CHECK(count == 1 || (threw && count == 0));
+  }
+}
+
+// However large a kernel, stride or dilation is, what lies under it is found,
+// and at once.
+void TestHugeWindows() {
+  Random random(11);
+  const int64_t huge = std::numeric_limits<int32_t>::max();
+  for (int i = 0; i < 400; ++i) {
+    Window w;
+    w.height = random.Int(1, 3);
+    w.width = random.Pick<int64_t>({1, 5, 70});
+    // As large as all that counts, then far larger.
+    const auto size = [&] { return random.Pick<int64_t>({1, 2, 3, huge}); };
+    w.kernel_height = size();
+    w.kernel_width = size();
+    w.stride_height = size();
+    w.stride_width = size();
+    w.dilation_height = size();
+    w.dilation_width = size();
+    Pad(random.Chance(70), &w);
+    PixelMask mask, out;
+    mask.Resize(w.height, w.width);
+    std::vector<std::pair<int64_t, int64_t>> pixels;
+    for (int k = 0; k < 3; ++k) {
+      const int64_t y = random.Int(0, w.height - 1);
+      const int64_t x = random.Int(0, w.width - 1);
+      mask.Set(y, x);
+      pixels.push_back({y, x});
+    }
+    out.Resize(w.out_height, w.out_width);
+    ChangedPositions(w, 0, mask, &out);
+    // Whether a tap stands at `offset` from the first.
+    const auto covers = [](int64_t offset, int64_t kernel, int64_t dilation) {
+      return offset >= 0 && offset % dilation == 0 &&
+             offset / dilation < kernel;
+    };
+    const auto under = [&](int64_t y, int64_t x, int64_t out_y, int64_t out_x) {
+      return covers(y - (out_y * w.stride_height - w.pad_top), w.kernel_height,
+                    w.dilation_height) &&
+             covers(x - (out_x * w.stride_width - w.pad_left), w.kernel_width,
+                    w.dilation_width);
+    };
+    PixelMask covered;
+    covered.Resize(w.height, w.width);
+    CoveredPixels(w, 0, out, &covered);
+    const auto marked = [](const PixelMask& m, int64_t y, int64_t x) {
+      return (m.line(y)[x / 64] >> (x % 64) & 1) != 0;
+    };
+    for (int64_t y = 0; y < w.out_height; ++y) {
+      for (int64_t x = 0; x < w.out_width; ++x) {
+        bool any = false;
+        for (const auto& [py, px] : pixels) any |= under(py, px, y, x);
+        CHECK(marked(out, y, x) == any);
+      }
+    }
+    for (int64_t y = 0; y < w.height; ++y) {
+      for (int64_t x = 0; x < w.width; ++x) {
+        bool any = false;
+        for (int64_t oy = 0; oy < w.out_height; ++oy) {
+          for (int64_t ox = 0; ox < w.out_width; ++ox) {
+            any |= marked(out, oy, ox) && under(y, x, oy, ox);
+          }
+        }
+        CHECK(marked(covered, y, x) == any);
+      }
+    }
+  }
+}
+
+void TestSizes() {
+  const int64_t most = std::numeric_limits<int64_t>::max();
+  int64_t product = 0;
+  CHECK(Multiply({3, 4, 5}, &product) && product == 60);
+  CHECK(Multiply({most, 1}, &product) && product == most);
+  CHECK(Multiply({most, 2, 0}, &product) && product == 0);
+  CHECK(!Multiply({most, 2}, &product) && product == most);
+  CHECK(!Multiply({int64_t{1} << 32, int64_t{1} << 32}, &product));
+  for (const auto& make : std::initializer_list<std::function<void()>>{
+           [&] { Product({most, 3}); }, [&] { LazyBuffer<float> buffer(most); },
+           [&] { InternTable table(int64_t{1} << 40, int64_t{1} << 40); }}) {
+    bool threw = false;
+    try {
+      make();
+    } catch (const std::bad_alloc&) {
+      threw = true;
+    }
+    CHECK(threw);
+  }
+}
+
 int Main() {
+  TestShareWork();
+  TestHugeWindows();
+  TestSizes();
   TestPadding();
   TestPatchIds();
   TestChanges<float>(10);

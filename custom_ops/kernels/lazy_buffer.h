@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 
+#include "custom_ops/kernels/sizes.h"
+
 namespace reuse_tf {
 
 // Asks for huge pages for memory that was not touched yet. They take less time
@@ -36,7 +38,7 @@ class LazyBuffer {
  public:
   LazyBuffer() = default;
   explicit LazyBuffer(int64_t size) {
-    const size_t bytes = size * sizeof(T);
+    const size_t bytes = Product({size, sizeof(T)});
     if (bytes == 0) return;
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

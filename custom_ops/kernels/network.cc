@@ -129,11 +129,13 @@ Network::Network(const NetworkSpec& spec, const Options& options)
 void Network::Reset() {
   Restart(options_.reuse);
   recent_frames_ = recent_changed_ = recent_new_ = 0;
-  stats_ = NetworkStats();
-  stats_.maps.resize(spec_.stages.size() + 1);
+  NetworkStats stats;
+  stats.maps.resize(spec_.stages.size() + 1);
+  stats_ = std::move(stats);
 }
 
 void Network::Restart(Reuse reuse) {
+  whole_ = false;
   structure_.Restart(reuse);
   recorder_.reset();
   pixels_known_ = false;
@@ -142,7 +144,8 @@ void Network::Restart(Reuse reuse) {
     if (content) {
       temporal_rows_[i] = std::vector<float>();
       if (content_rows_[i].data() == nullptr) {
-        content_rows_[i] = LazyBuffer<float>(max_rows_[i] * channels(i));
+        content_rows_[i] =
+            LazyBuffer<float>(Product({max_rows_[i], channels(i)}));
       }
     } else {
       content_rows_[i] = {};
@@ -155,6 +158,7 @@ void Network::Restart(Reuse reuse) {
         MaxTiles(spec_, structure_.tiles(), options_.tile_bytes) *
         sum_.units());
   }
+  whole_ = true;
 }
 
 void Network::SetWeights(const std::vector<const float*>& weights,
@@ -205,7 +209,18 @@ void Network::SetWeights(const std::vector<const float*>& weights,
 void Network::Step(const void* frames, int64_t streams,
                    const ParallelFor& parallel, float* outputs) {
   const FlushDenormals flush;
-  const auto* bytes = static_cast<const uint8_t*>(frames);
+  if (!whole_) Restart(reuse());
+  try {
+    TryStep(static_cast<const uint8_t*>(frames), streams, parallel, outputs);
+  } catch (...) {
+    whole_ = false;
+    recorder_.reset();
+    throw;
+  }
+}
+
+void Network::TryStep(const uint8_t* frames, int64_t streams,
+                      const ParallelFor& parallel, float* outputs) {
   AdaptReuse();
   const double begin = Seconds();
   if (recording_ == Recording::kAsked) {
@@ -217,25 +232,25 @@ void Network::Step(const void* frames, int64_t streams,
                                                     kMaxContents, kMaxRuns);
     }
   }
-  if (!structure_.Step(bytes, streams, parallel)) {
+  if (!structure_.Step(frames, streams, parallel)) {
     // A table is full: the frame is computed afresh in empty ones.
     ++stats_.clears;
     Restart(reuse());
-    if (!structure_.Step(bytes, streams, parallel)) {
+    if (!structure_.Step(frames, streams, parallel)) {
       // One frame alone does not fit.
       ++stats_.switches;
       recent_frames_ = 0;
       Restart(Reuse::kTemporal);
-      structure_.Step(bytes, streams, parallel);
+      structure_.Step(frames, streams, parallel);
     }
   }
   if (recorder_ != nullptr && !recorder_->Add(structure_)) recorder_.reset();
   const double structured = Seconds();
-  trees_.resize(streams * sum_.nodes() * sum_.units());
+  trees_.resize(Product({streams, sum_.nodes(), sum_.units()}));
   if (reuse() == Reuse::kTemporal) {
     for (size_t i = 0; i < temporal_rows_.size(); ++i) {
-      temporal_rows_[i].resize(streams * structure_.maps()[i].pixels() *
-                               channels(i));
+      temporal_rows_[i].resize(
+          Product({streams, structure_.maps()[i].pixels(), channels(i)}));
     }
   }
   ComputePixels();

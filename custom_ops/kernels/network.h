@@ -82,13 +82,16 @@ class Network {
 
   // Goes on with these weights, [spec.WeightSizes()]. They must stay where they
   // are, and as they are, until the next call. Unless `changed`, they have the
-  // values of the last call, and only lie elsewhere.
+  // values of the last call, and only lie elsewhere. Has to be called again, as
+  // changed, if it throws.
   void SetWeights(const std::vector<const float*>& weights, bool changed);
 
   // outputs[streams, units] for one frame of each stream, frames[streams,
   // height, width, channels] of the type that the spec says. The result for a
   // frame has the same bits whatever was stepped before or beside it, and
-  // whichever kind of reuse computed it.
+  // whichever kind of reuse computed it. Whatever throws (std::bad_alloc, if it
+  // is not a body of `parallel`), the next step is right again: all that was
+  // known is forgotten.
   void Step(const void* frames, int64_t streams, const ParallelFor& parallel,
             float* outputs);
 
@@ -126,6 +129,8 @@ class Network {
   };
 
   void Restart(Reuse reuse);
+  void TryStep(const uint8_t* frames, int64_t streams,
+               const ParallelFor& parallel, float* outputs);
   void UpdateTiles();
   void ComputePixels();
   void ComputeRows(size_t stage, const ParallelFor& parallel);
@@ -145,6 +150,7 @@ class Network {
   const InstructionSet& set_;
   std::vector<int64_t> max_rows_;
   Structure structure_;
+  bool whole_ = false;  // if not, Restart was left, or a step
   // Rows of each map, by the kind of reuse.
   std::vector<LazyBuffer<float>> content_rows_;
   std::vector<std::vector<float>> temporal_rows_;

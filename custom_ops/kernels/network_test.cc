@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -902,6 +904,132 @@ void TestAdaptation() {
   CHECK(network.reuse() == Reuse::kContent);
 }
 
+// Calls f, whose allocation number `fail_at` fails. Whether one did.
+template <typename F>
+bool OutOfMemory(int64_t fail_at, const F& f) {
+  bool failed = false;
+  allocations_left = fail_at;
+  try {
+    f();
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  allocations_left = -1;
+  return failed;
+}
+
+// A step that fails at any allocation leaves nothing wrong behind.
+void TestStepsOutOfMemory() {
+  Random random(7);
+  int64_t failures = 0;
+  for (int i = 0; i < 8; ++i) {
+    const NetworkSpec spec = RandomSpec(&random);
+    const Weights weights = RandomWeights(spec, &random);
+    const Reuse reuse = i % 2 == 0 ? Reuse::kContent : Reuse::kTemporal;
+    const int64_t max_rows = i % 4 == 0 ? 20 : 20000;
+    // Right after it was made, or with much to lose.
+    const int64_t warm = i % 3 == 0 ? 0 : 4;
+    for (int64_t fail_at = 0;; ++fail_at) {
+      Network network(spec, Options(reuse, max_rows));
+      Network fresh(spec, Options(reuse));
+      network.SetWeights(Pointers(weights), true);
+      fresh.SetWeights(Pointers(weights), true);
+      Video video(spec.frame, 2, i);
+      std::vector<float> got(6 * spec.units(), 77.f), want(got);
+      const bool record = i % 2 == 0;
+      if (record) network.Record();
+      for (int64_t step = 0; step < warm; ++step, video.Next()) {
+        network.Step(video.data(), video.streams(), Serial, got.data());
+      }
+      const uint8_t* frames = video.data();
+      const ParallelFor parallel = fail_at % 2 == 0 ? Serial : Threads(i);
+      const bool failed = OutOfMemory(fail_at, [&] {
+        network.Step(frames, video.streams(), parallel, got.data());
+      });
+      failures += failed;
+      // Half a step is not recorded.
+      if (failed && record) CHECK(network.TakeRecording() == nullptr);
+      for (int step = 0; step < 3; ++step, video.Next()) {
+        if (step > 0 || failed) {
+          network.Step(video.data(), video.streams(), Serial, got.data());
+        }
+        fresh.Reset();
+        fresh.Step(video.data(), video.streams(), Serial, want.data());
+        CHECK(
+            SameBits(got.data(), want.data(), video.streams() * spec.units()));
+      }
+      if (!failed) break;
+    }
+  }
+  CHECK(failures > 100);
+}
+
+// Whatever is asked of a network fails at times, and is asked again.
+void TestAnythingOutOfMemory() {
+  Random random(8);
+  for (int i = 0; i < 12; ++i) {
+    const NetworkSpec spec = RandomSpec(&random);
+    Weights weights = RandomWeights(spec, &random);
+    std::unique_ptr<Network> network;
+    const Reuse reuse = i % 2 == 0 ? Reuse::kContent : Reuse::kTemporal;
+    const auto until_done = [&](const auto& f) {
+      while (OutOfMemory(random.Int(0, 60), f)) continue;
+    };
+    until_done([&] {
+      network = std::make_unique<Network>(spec, Options(reuse, 300));
+    });
+    Video video(spec.frame, 2, i);
+    bool weights_known = false;
+    std::vector<float> got(6 * spec.units(), 77.f), want(got);
+    for (int round = 0; round < 40; ++round, video.Next()) {
+      const uint8_t* frames = video.data();
+      switch (random.Int(0, 6)) {
+        case 0:
+          OutOfMemory(random.Int(0, 9), [&] { network->Reset(); });
+          break;
+        case 1:
+          network->Reset(random.Int(0, 3));
+          break;
+        case 2:
+          weights = RandomWeights(spec, &random);
+          weights_known = false;
+          break;
+        case 3:
+          weights_known = false;
+          OutOfMemory(random.Int(0, 9), [&] { network->Release(); });
+          break;
+        case 4:
+          network->Record();
+          break;
+        case 5:
+          OutOfMemory(random.Int(0, 30), [&] {
+            const auto recording = network->TakeRecording();
+            std::vector<Pair> pairs;
+            std::vector<int32_t> contents, order;
+            std::vector<Run> runs;
+            if (recording != nullptr) {
+              recording->Finish(&pairs, &contents, &runs, &order);
+            }
+          });
+          break;
+      }
+      const std::vector<const float*> pointers = Pointers(weights);
+      if (!weights_known) {
+        until_done([&] { network->SetWeights(pointers, true); });
+        weights_known = true;
+      }
+      until_done([&] {
+        network->Step(frames, video.streams(),
+                      round % 2 == 0 ? Serial : Threads(round), got.data());
+      });
+      Network fresh(spec, Options(reuse));
+      fresh.SetWeights(pointers, true);
+      fresh.Step(frames, video.streams(), Serial, want.data());
+      CHECK(SameBits(got.data(), want.data(), video.streams() * spec.units()));
+    }
+  }
+}
+
 int Main() {
   for (const uint64_t mask : kHashMasks) TestIntern(mask);
   TestStructure(Reuse::kContent);
@@ -914,10 +1042,32 @@ int Main() {
   TestCollisionsChangeNothing();
   TestThreads();
   TestAdaptation();
+  TestStepsOutOfMemory();
+  TestAnythingOutOfMemory();
   return Report("networks");
 }
 
 }  // namespace
 }  // namespace reuse_tf
+
+// These fail when they are told to. Not inlined, as compilers then take them
+// for pairs that do not match.
+#define REPLACED __attribute__((noinline))
+REPLACED void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  if (!reuse_tf::never_fails && reuse_tf::allocations_left >= 0 &&
+      reuse_tf::allocations_left-- <= 0) {
+    return nullptr;
+  }
+  return std::malloc(std::max<std::size_t>(1, size));
+}
+REPLACED void* operator new(std::size_t size) {
+  void* data = operator new(size, std::nothrow);
+  if (data == nullptr) throw std::bad_alloc();
+  return data;
+}
+REPLACED void operator delete(void* data) noexcept { std::free(data); }
+REPLACED void operator delete(void* data, std::size_t) noexcept {
+  std::free(data);
+}
 
 int main() { return reuse_tf::Main(); }

@@ -42,7 +42,7 @@ Structure::Structure(const FrameShape& frame,
 
 void Structure::Restart(Reuse reuse) {
   reuse_ = reuse;
-  fresh_.assign(fresh_.size(), true);
+  fresh_.clear();  // All streams of the next step are new.
   if (reuse == Reuse::kTemporal || max_tiles_ == 0) {
     tile_table_.reset();
   } else if (tile_table_ != nullptr) {
@@ -58,7 +58,6 @@ void Structure::Restart(Reuse reuse) {
       map.ids = std::vector<int32_t>();
       continue;
     }
-    map.ids.resize(streams() * map.pixels());
     if (map.table != nullptr) {
       map.table->Clear();
     } else if (i > 0) {
@@ -74,12 +73,12 @@ void Structure::Restart(Reuse reuse) {
 bool Structure::Step(const uint8_t* frames, int64_t streams,
                      const ParallelFor& parallel) {
   if (streams != this->streams()) {
-    fresh_.resize(streams, true);
-    seen_.resize(streams * frame_.pixels() * frame_.pixel_size());
+    seen_.resize(Product({streams, frame_.pixels(), frame_.pixel_size()}));
     for (Map& map : maps_) {
       map.stale.Extend(streams * map.height, map.width);
       if (reuse_ == Reuse::kContent) map.ids.resize(streams * map.pixels());
     }
+    fresh_.resize(streams, true);
   }
   had_fresh_ = std::find(fresh_.begin(), fresh_.end(), true) != fresh_.end();
   if (!UpdatePixels(frames, parallel)) return false;
@@ -127,7 +126,7 @@ void Structure::UpdateTiles() {
   first_new_tile_ = 0;
   if (tile_table_ != nullptr) {
     first_new_tile_ = tile_table_->size();
-    tile_keys_.resize(count * words);
+    tile_keys_.resize(Product({count, words}));
     tile_ids_.resize(count);
     int32_t* key = tile_keys_.data();
     for (const TileChange& change : changed_tiles_) {
@@ -218,7 +217,7 @@ bool Structure::UpdatePixels(const uint8_t* frames,
   }
   // A pixel is a key of whole words.
   const int64_t words = (size + 3) / 4;
-  map.patches.assign(count * words, 0);
+  map.patches.assign(Product({count, words}), 0);
   for (int64_t i = 0; i < count; ++i) {
     std::memcpy(map.patches.data() + i * words,
                 seen_.data() + map.positions[i] * size, size);
@@ -240,7 +239,7 @@ bool Structure::RefreshWindow(int64_t index) {
   const Map& from = maps_[index - 1];
   const Window& window = windows_[index - 1];
   const int64_t count = map.positions.size();
-  map.patches.resize(count * window.taps());
+  map.patches.resize(Product({count, window.taps()}));
   map.rows = NewRows();
   if (reuse_ == Reuse::kTemporal) {
     PatchIds(window, map.positions.data(), count, map.patches.data());

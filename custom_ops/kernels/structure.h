@@ -68,7 +68,8 @@ class Structure {
             std::vector<int64_t> max_rows, int64_t max_tiles,
             uint64_t hash_mask = ~uint64_t{});
 
-  // Forgets everything and goes on with this kind of reuse.
+  // Forgets everything and goes on with this kind of reuse. Has to be called
+  // when anything threw; may be, when it threw itself.
   void Restart(Reuse reuse);
   // Gives up the tables, and with them their memory, before a Restart.
   void Release() {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <memory>
@@ -84,25 +85,39 @@ inline bool Near(float got, const reference::Sum& want, int64_t terms) {
   return std::fabs(got - want.value) <= bound + 1e-30;
 }
 
+// Allocations fail when so many more have been made; never, if negative. Only
+// in programs that replace operator new.
+inline std::atomic<int64_t> allocations_left{-1};
+// Threads that are not to fail: what makes the threads of the tests.
+inline thread_local bool never_fails = false;
+
 // Cuts the range at random places and runs the parts on three threads.
 inline ParallelFor Threads(uint32_t seed) {
   auto next = std::make_shared<std::atomic<uint32_t>>(seed);
   return [next](int64_t total, int64_t /*cycles*/,
                 const std::function<void(int64_t, int64_t)>& body) {
-    constexpr int kThreads = 3;
     Random random((*next)++);
     std::vector<int64_t> cuts = {0, total};
     for (int i = 0; i < 5; ++i) cuts.push_back(random.Int(0, total));
     std::sort(cuts.begin(), cuts.end());
-    std::vector<std::thread> threads;
-    for (int t = 0; t < kThreads; ++t) {
-      threads.emplace_back([&, t] {
-        for (size_t i = t; i + 1 < cuts.size(); i += kThreads) {
-          if (cuts[i] < cuts[i + 1]) body(cuts[i], cuts[i + 1]);
-        }
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
+    struct Joined : std::vector<std::thread> {
+      ~Joined() {
+        for (std::thread& thread : *this) thread.join();
+      }
+    } threads;
+    const int64_t count = cuts.size() - 1;
+    ShareWork(
+        count, count, 2,
+        [&](std::function<void()> work) {
+          never_fails = true;
+          threads.emplace_back(std::move(work));
+          never_fails = false;
+        },
+        [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            if (cuts[i] < cuts[i + 1]) body(cuts[i], cuts[i + 1]);
+          }
+        });
   };
 }
 

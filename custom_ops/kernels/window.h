@@ -68,9 +68,9 @@ inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
         (row - image * w.out_height) * w.stride_height - w.pad_top;
     const int64_t left =
         (positions[i] - row * w.out_width) * w.stride_width - w.pad_left;
-    const int64_t first = (image * w.height + top) * w.width + left;
     if (top >= 0 && left >= 0 && top + extent_y < w.height &&
         left + extent_x < w.width) {
+      const int64_t first = (image * w.height + top) * w.width + left;
       const int64_t step = w.dilation_height * w.width;
       if (w.kernel_width == 3 && w.dilation_width == 1) {  // the usual one
         for (int64_t ky = 0, line = first; ky < w.kernel_height;
@@ -91,12 +91,14 @@ inline void PatchIds(const Window& w, const int32_t* positions, int64_t count,
     }
     for (int64_t ky = 0; ky < w.kernel_height; ++ky) {
       const int64_t y = top + ky * w.dilation_height;
-      const int64_t line = first + ky * w.dilation_height * w.width;
+      if (y < 0 || y >= w.height) {
+        patches = std::fill_n(patches, w.kernel_width, -1);
+        continue;
+      }
+      const int64_t line = (image * w.height + y) * w.width;
       for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
         const int64_t x = left + kx * w.dilation_width;
-        *patches++ = y >= 0 && y < w.height && x >= 0 && x < w.width
-                         ? id_of(line + kx * w.dilation_width)
-                         : -1;
+        *patches++ = x >= 0 && x < w.width ? id_of(line + x) : -1;
       }
     }
   }

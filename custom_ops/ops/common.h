@@ -4,11 +4,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <limits>
+#include <new>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/sizes.h"
 #include "custom_ops/kernels/structure.h"
 #include "custom_ops/kernels/window.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
@@ -36,17 +42,63 @@ inline ParallelFor OpThreads(OpKernelContext* context) {
                 const std::function<void(int64_t, int64_t)>& body) {
     // Waking a thread takes as long as a good part of a millisecond's work, and
     // what it does not find in its caches comes on top.
-    constexpr int64_t kWorthSharing = 1000000;  // cycles
-    if (total <= 1 || total * cycles < kWorthSharing) {
+    constexpr double kWorthSharing = 1e6;  // cycles
+    // Ranges for each thread, so that all end at about the same time.
+    constexpr int64_t kRanges = 4;
+    const int64_t threads = pool->NumThreads();
+    const double work = static_cast<double>(total) * cycles;
+    if (total <= 1 || threads <= 1 || work < kWorthSharing) {
       Serial(total, cycles, body);
       return;
     }
-    pool->ParallelFor(
-        total,
-        tensorflow::thread::ThreadPool::SchedulingParams::Adaptive(cycles),
+    const int64_t ranges = std::min(total, threads * kRanges);
+    ShareWork(
+        total, ranges, std::min(threads, ranges) - 1,
+        [pool](std::function<void()> work) { pool->Schedule(std::move(work)); },
         body);
   };
 }
+
+// An op that nothing is thrown out of: TensorFlow does not expect it, and the
+// process would end. What an op keeps from call to call has to be right, or
+// marked as unknown, wherever an allocation fails.
+class GuardedOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+
+  void Compute(OpKernelContext* context) final {
+    try {
+      DoCompute(context);
+      return;
+    } catch (const std::bad_alloc&) {
+    } catch (const std::length_error&) {  // more than a vector can hold
+    }
+    try {
+      context->CtxFailure(NoMemory(context));
+    } catch (const std::bad_alloc&) {  // not even for the message
+      context->CtxFailure(
+          absl::Status(absl::StatusCode::kResourceExhausted, ""));
+    }
+  }
+
+ protected:
+  virtual void DoCompute(OpKernelContext* context) = 0;
+
+ private:
+  absl::Status NoMemory(OpKernelContext* context) {
+    std::string inputs;
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      const auto type = context->input_dtype(i);
+      if (type == tensorflow::DT_RESOURCE) continue;
+      absl::StrAppend(&inputs, inputs.empty() ? " of " : ", ",
+                      tensorflow::DataTypeString(type), " ",
+                      context->input(i).shape().DebugString());
+    }
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for ", type_string(), inputs,
+        ". What was half done is forgotten; the next call starts afresh."));
+  }
+};
 
 // The state that an op is given as its first input.
 template <typename State>
@@ -55,13 +107,32 @@ absl::Status GetState(OpKernelContext* context, RefCountPtr<State>* state) {
       context, tensorflow::HandleFromInput(context, 0), state);
 }
 
-// Ids are int32: what they number must be countable by one.
-inline absl::Status CheckCountable(const char* what, int64_t count) {
+// Ids are int32: what they number, the product of `sizes`, must be countable by
+// one.
+inline absl::Status CheckCountable(const char* what,
+                                   std::initializer_list<int64_t> sizes) {
+  int64_t count = 0;
+  const bool fits = Multiply(sizes, &count);
   if (count > std::numeric_limits<int32_t>::max()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(what, " must be at most 2^31 - 1, got ", count));
+        absl::StrCat(what, " must be at most 2^31 - 1, got ", count,
+                     fits ? "" : " or more"));
   }
   return absl::OkStatus();
+}
+
+// Sizes of several inputs may make up a shape that none can have.
+inline absl::Status AllocateOutput(OpKernelContext* context, int index,
+                                   std::initializer_list<int64_t> sizes,
+                                   Tensor** output) {
+  TensorShape shape;
+  TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape(sizes, &shape));
+  return context->allocate_output(index, shape, output);
+}
+
+inline bool IsMatrix(const Tensor& tensor, int64_t rows, int64_t columns) {
+  return tensor.dims() == 2 && tensor.dim_size(0) == rows &&
+         tensor.dim_size(1) == columns;
 }
 
 inline absl::Status CheckRank(const char* name, const Tensor& t, int rank,

@@ -2,7 +2,6 @@
 // its distinct rows, each with its gradient as an op of its own.
 
 #include <algorithm>
-#include <new>
 
 #include "custom_ops/kernels/episode.h"
 #include "custom_ops/kernels/gradients.h"
@@ -230,9 +229,10 @@ absl::Status Mismatch(const char* name, const char* expected,
 }
 
 template <typename T>
-class VideoStructureOp : public OpKernel {
+class VideoStructureOp : public GuardedOp {
  public:
-  explicit VideoStructureOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit VideoStructureOp(OpKernelConstruction* context)
+      : GuardedOp(context) {
     std::vector<std::string> program;
     OP_REQUIRES_OK(context, context->GetAttr("program", &program));
     OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
@@ -244,21 +244,11 @@ class VideoStructureOp : public OpKernel {
                                  spec_.stages.size(), ", got ", stages)));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& frames = context->input(0);
     OP_REQUIRES_OK(context, CheckFrames(frames, spec_.frame, "T"));
     const int64_t count = frames.dim_size(0);
-    OP_REQUIRES_OK(context, CheckCountable("the number of frames", count));
-    try {
-      Record(context, frames, count);
-    } catch (const std::bad_alloc&) {
-      context->CtxFailure(absl::ResourceExhaustedError(
-          absl::StrCat("no memory for the structure of ", count, " frames")));
-    }
-  }
-
- private:
-  void Record(OpKernelContext* context, const Tensor& frames, int64_t count) {
+    OP_REQUIRES_OK(context, CheckCountable("the number of frames", {count}));
     const FrameShape& shape = spec_.frame;
     std::vector<Window> windows;
     // No map has more rows than positions in all frames.
@@ -290,6 +280,7 @@ class VideoStructureOp : public OpKernel {
     OutputStructure(context, shape, structure, &recorder);
   }
 
+ private:
   NetworkSpec spec_;
 };
 
@@ -309,9 +300,10 @@ absl::Status ReadPatchShape(OpKernelContext* context, int64_t groups,
   shape->taps = patches.dim_size(1);
   shape->filters = kernel.dim_size(3);
   shape->groups = groups;
-  if (kernel.dim_size(0) * kernel.dim_size(1) != shape->taps ||
+  if (kernel.NumElements() == 0 || groups > shape->channels ||
+      kernel.dim_size(0) * kernel.dim_size(1) != shape->taps ||
       kernel.dim_size(2) * groups != shape->channels ||
-      shape->filters % groups != 0 || kernel.NumElements() == 0) {
+      shape->filters % groups != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
         "kernel must be [height, width, C / groups, filters] with height * "
         "width = taps and groups = ",
@@ -322,9 +314,9 @@ absl::Status ReadPatchShape(OpKernelContext* context, int64_t groups,
   return CheckIds("patches", patches, -1, shape->rows);
 }
 
-class PatchProductOp : public OpKernel {
+class PatchProductOp : public GuardedOp {
  public:
-  explicit PatchProductOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit PatchProductOp(OpKernelConstruction* context) : GuardedOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
     bool relu = false;
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu));
@@ -335,7 +327,7 @@ class PatchProductOp : public OpKernel {
     ops_ = RowOps(activation);
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     PatchShape shape;
     OP_REQUIRES_OK(context, ReadPatchShape(context, groups_, &shape));
     const Tensor& bias = context->input(3);
@@ -344,8 +336,9 @@ class PatchProductOp : public OpKernel {
                                      bias.dim_size(0) == shape.filters),
                 Mismatch("bias", "[filters] or [0]", bias));
     Tensor* out = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(
-                                0, {shape.patches, shape.filters}, &out));
+    OP_REQUIRES_OK(
+        context,
+        AllocateOutput(context, 0, {shape.patches, shape.filters}, &out));
     if (out->NumElements() == 0) return;
     UseHugePages(out->data(), out->TotalBytes());
     PackedKernel kernel;
@@ -367,23 +360,22 @@ class PatchProductOp : public OpKernel {
   RowOps ops_;
 };
 
-class PatchProductGradOp : public OpKernel {
+class PatchProductGradOp : public GuardedOp {
  public:
   explicit PatchProductGradOp(OpKernelConstruction* context)
-      : OpKernel(context) {
+      : GuardedOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     PatchShape shape;
     OP_REQUIRES_OK(context, ReadPatchShape(context, groups_, &shape));
-    const TensorShape out_shape({shape.patches, shape.filters});
     const Tensor& products = context->input(3);
     const Tensor& gradient = context->input(4);
-    OP_REQUIRES(context, products.shape() == out_shape,
+    OP_REQUIRES(context, IsMatrix(products, shape.patches, shape.filters),
                 Mismatch("products", "[M, filters]", products));
-    OP_REQUIRES(context, gradient.shape() == out_shape,
+    OP_REQUIRES(context, IsMatrix(gradient, shape.patches, shape.filters),
                 Mismatch("gradient", "[M, filters]", gradient));
     Tensor *rows = nullptr, *kernel = nullptr, *bias = nullptr;
     OP_REQUIRES_OK(
@@ -412,9 +404,9 @@ class PatchProductGradOp : public OpKernel {
 
 // PatchPool and its gradient.
 template <bool kGradient>
-class PatchPoolOp : public OpKernel {
+class PatchPoolOp : public GuardedOp {
  public:
-  explicit PatchPoolOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit PatchPoolOp(OpKernelConstruction* context) : GuardedOp(context) {
     std::string kind;
     OP_REQUIRES_OK(context, context->GetAttr("kind", &kind));
     kind_ = kind == "max"    ? Pooling::kMax
@@ -422,7 +414,7 @@ class PatchPoolOp : public OpKernel {
                              : Pooling::kSum;
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& patches = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
@@ -432,7 +424,7 @@ class PatchPoolOp : public OpKernel {
     Tensor* out = nullptr;
     if constexpr (kGradient) {
       const Tensor& gradient = context->input(2);
-      OP_REQUIRES(context, gradient.shape() == TensorShape({count, channels}),
+      OP_REQUIRES(context, IsMatrix(gradient, count, channels),
                   Mismatch("gradient", "[M, C]", gradient));
       OP_REQUIRES_OK(context, context->allocate_output(0, rows.shape(), &out));
       out->flat<float>().setZero();
@@ -441,7 +433,7 @@ class PatchPoolOp : public OpKernel {
                     gradient.flat<float>().data(), out->flat<float>().data());
     } else {
       OP_REQUIRES_OK(context,
-                     context->allocate_output(0, {count, channels}, &out));
+                     AllocateOutput(context, 0, {count, channels}, &out));
       PoolPatches(kind_, rows.flat<float>().data(), channels,
                   patches.flat<int32_t>().data(), patches.dim_size(1), count,
                   out->flat<float>().data());
@@ -455,11 +447,11 @@ class PatchPoolOp : public OpKernel {
 // ContentProduct and its gradient. That keeps nothing of the size of the pairs:
 // there are as many as a tenth of all that is remembered of an episode.
 template <bool kGradient>
-class ContentProductOp : public OpKernel {
+class ContentProductOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
+  using GuardedOp::GuardedOp;
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& pairs = context->input(1);
     const Tensor& contents = context->input(2);
@@ -494,7 +486,7 @@ class ContentProductOp : public OpKernel {
     const int64_t sums = contents.dim_size(0), size = contents.dim_size(1);
     if constexpr (kGradient) {
       const Tensor& gradient = context->input(4);
-      OP_REQUIRES(context, gradient.shape() == TensorShape({sums, units}),
+      OP_REQUIRES(context, IsMatrix(gradient, sums, units),
                   Mismatch("gradient", "[E, units]", gradient));
       Tensor *rows_gradient = nullptr, *weights_gradient = nullptr;
       OP_REQUIRES_OK(context,
@@ -510,14 +502,16 @@ class ContentProductOp : public OpKernel {
                     rows_gradient->flat<float>().data(),
                     weights_gradient->flat<float>().data());
     } else {
+      TensorShape shape;
+      OP_REQUIRES_OK(context,
+                     TensorShape::BuildTensorShape({count, units}, &shape));
       Tensor products;
-      OP_REQUIRES_OK(
-          context, context->allocate_temp(tensorflow::DT_FLOAT, {count, units},
-                                          &products));
+      OP_REQUIRES_OK(context, context->allocate_temp(tensorflow::DT_FLOAT,
+                                                     shape, &products));
       PairProducts(list, count, from, channels, matrices, positions, units,
                    OpThreads(context), products.flat<float>().data());
       Tensor* out = nullptr;
-      OP_REQUIRES_OK(context, context->allocate_output(0, {sums, units}, &out));
+      OP_REQUIRES_OK(context, AllocateOutput(context, 0, {sums, units}, &out));
       PoolPatches(Pooling::kSum, products.flat<float>().data(), units, ids,
                   size, sums, out->flat<float>().data());
     }
@@ -526,11 +520,11 @@ class ContentProductOp : public OpKernel {
 
 // RunSum and its gradient: from values by pair to values by frame, and back.
 template <bool kGradient>
-class RunSumOp : public OpKernel {
+class RunSumOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
+  using GuardedOp::GuardedOp;
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& from = context->input(0);
     const Tensor& runs = context->input(1);
     const Tensor& size = context->input(2);
@@ -560,8 +554,7 @@ class RunSumOp : public OpKernel {
                       ", ", list[i].begin, ", ", list[i].end, ") at ", i)));
     }
     Tensor* out = nullptr;
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(0, {to_size, units}, &out));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, {to_size, units}, &out));
     if (out->NumElements() == 0) return;
     const float* data = from.flat<float>().data();
     float* to = out->flat<float>().data();

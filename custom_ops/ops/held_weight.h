@@ -3,6 +3,7 @@
 #define REUSE_TF_OPS_HELD_WEIGHT_H_
 
 #include <cstring>
+#include <new>
 
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor.h"
@@ -35,6 +36,7 @@ class HeldWeight {
       return false;
     }
     held_ = tensorflow::Tensor(now.dtype(), now.shape());
+    if (!held_.IsInitialized()) throw std::bad_alloc();
     std::memcpy(const_cast<char*>(Bytes(held_).data()), Bytes(now).data(),
                 Bytes(now).size());
     return true;

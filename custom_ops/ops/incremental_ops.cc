@@ -4,6 +4,7 @@
 #include <array>
 #include <mutex>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "custom_ops/kernels/changed.h"
@@ -250,10 +251,10 @@ class IncrementalState : public tensorflow::ResourceBase {
   }
 };
 
-class IncrementalStateOp : public OpKernel {
+class IncrementalStateOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     Tensor* handle = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
     handle->scalar<ResourceHandle>()() = ResourceHandle::MakeRefCountingHandle(
@@ -261,20 +262,20 @@ class IncrementalStateOp : public OpKernel {
   }
 };
 
-class ResetStateOp : public OpKernel {
+class ResetStateOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<IncrementalState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     state->Reset();
   }
 };
 
-class StateStatsOp : public OpKernel {
+class StateStatsOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<IncrementalState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     Tensor* out = nullptr;
@@ -287,9 +288,9 @@ class StateStatsOp : public OpKernel {
 
 // What the two layer ops have in common: kernel, bias, activation, and whether
 // the state still belongs to them.
-class IncrementalOp : public OpKernel {
+class IncrementalOp : public GuardedOp {
  public:
-  explicit IncrementalOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit IncrementalOp(OpKernelConstruction* context) : GuardedOp(context) {
     std::string name;
     std::vector<float> arguments;
     OP_REQUIRES_OK(context, context->GetAttr("activation", &name));
@@ -322,13 +323,13 @@ class IncrementalOp : public OpKernel {
   // others. Marks the state as invalid.
   bool Begin(IncrementalState* state, const Tensor& inputs,
              const Tensor& kernel, const Tensor& bias, bool* weights) const {
+    const bool valid = std::exchange(state->valid, false);
     const bool kernel_changed = state->kernel.Update(kernel);
     const bool bias_changed = state->bias.Update(bias);
-    *weights = kernel_changed || bias_changed || !state->valid ||
+    *weights = kernel_changed || bias_changed || !valid ||
                state->attributes != attributes_;
     const bool fresh = *weights || state->seen.shape() != inputs.shape();
     state->attributes = attributes_;
-    state->valid = false;
     return fresh;
   }
 
@@ -353,7 +354,7 @@ class IncrementalConv2DOp : public IncrementalOp {
                     threshold_);
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<IncrementalState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& inputs = context->input(1);
@@ -366,8 +367,9 @@ class IncrementalConv2DOp : public IncrementalOp {
     const int64_t filters = kernel.dim_size(3);
     OP_REQUIRES_OK(context, CheckBias(bias, filters));
     OP_REQUIRES(context,
-                channels == kernel.dim_size(2) * groups_ &&
-                    filters % groups_ == 0 && kernel.NumElements() > 0,
+                kernel.NumElements() > 0 && groups_ <= channels &&
+                    channels == kernel.dim_size(2) * groups_ &&
+                    filters % groups_ == 0,
                 absl::InvalidArgumentError(absl::StrCat(
                     "kernel must be [height, width, C / groups, filters] with "
                     "groups = ",
@@ -376,11 +378,11 @@ class IncrementalConv2DOp : public IncrementalOp {
                     inputs.shape().DebugString())));
     const Window window = window_.Over(inputs.dim_size(1), inputs.dim_size(2),
                                        kernel.dim_size(0), kernel.dim_size(1));
-    const int64_t positions = streams * window.positions();
     OP_REQUIRES_OK(context, CheckCountable("the number of input pixels",
-                                           streams * window.pixels()));
-    OP_REQUIRES_OK(context,
-                   CheckCountable("the number of output positions", positions));
+                                           {streams, window.pixels()}));
+    OP_REQUIRES_OK(context, CheckCountable("the number of output positions",
+                                           {streams, window.positions()}));
+    const int64_t positions = streams * window.positions();
     TensorShape out_shape;
     OP_REQUIRES_OK(context,
                    TensorShape::BuildTensorShape(
@@ -445,7 +447,7 @@ class IncrementalDenseOp : public IncrementalOp {
 
   using IncrementalOp::IncrementalOp;
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<IncrementalState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& inputs = context->input(1);
@@ -463,7 +465,7 @@ class IncrementalDenseOp : public IncrementalOp {
                     inputs.shape().DebugString())));
     Tensor* outputs = nullptr;
     OP_REQUIRES_OK(context,
-                   context->allocate_output(0, {streams, units}, &outputs));
+                   AllocateOutput(context, 0, {streams, units}, &outputs));
     if (outputs->NumElements() == 0) return;
     const std::lock_guard<std::mutex> lock(state->mu);
     bool weights = false;
@@ -472,9 +474,11 @@ class IncrementalDenseOp : public IncrementalOp {
     if (fresh) {
       OP_REQUIRES_OK(context, IncrementalState::MakeFresh(
                                   context, inputs.shape(), &state->seen));
+      TensorShape shape;
+      OP_REQUIRES_OK(context, TensorShape::BuildTensorShape(
+                                  {streams, sum.nodes(), units}, &shape));
       OP_REQUIRES_OK(
-          context, IncrementalState::MakeFresh(
-                       context, {streams, sum.nodes(), units}, &state->table));
+          context, IncrementalState::MakeFresh(context, shape, &state->table));
     }
     float* trees = state->table.flat<float>().data();
     float* seen = state->seen.flat<float>().data();

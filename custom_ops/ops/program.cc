@@ -1,10 +1,12 @@
 #include "custom_ops/ops/program.h"
 
+#include <initializer_list>
 #include <limits>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "custom_ops/kernels/sizes.h"
 
 namespace reuse_tf {
 namespace {
@@ -42,8 +44,20 @@ class Line {
     return values;
   }
   void Require(bool condition) { good_ = good_ && condition; }
+  // The same for the product of `sizes`, unless something was wrong before.
+  void RequireAtMost(int64_t limit, const char* what,
+                     std::initializer_list<int64_t> sizes) {
+    int64_t count = 0;
+    const bool fits = Multiply(sizes, &count) && count <= limit;
+    if (!fits && good_) {
+      too_large_ = absl::StrCat(": ", what, " must be at most ", limit);
+    }
+    good_ = good_ && fits;
+  }
   bool empty() const { return next_ == words_.size(); }
   bool good() const { return good_ && empty(); }
+  bool good_so_far() const { return good_; }
+  const std::string& too_large() const { return too_large_; }
 
  private:
   float ToFloat(absl::string_view word) {
@@ -55,7 +69,15 @@ class Line {
   std::vector<std::string> words_;
   size_t next_ = 0;
   bool good_ = true;
+  std::string too_large_;
 };
+
+// What a line may ask for: a few words must not take all memory before there is
+// a frame or a weight of that size. A map's values are the most that a dense
+// network would hold of it.
+constexpr int64_t kMaxPixels = 1 << 26;
+constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxWeights = int64_t{1} << 40;
 
 class Parser {
  public:
@@ -68,6 +90,10 @@ class Parser {
       frame.height = line->Number(1);
       frame.width = line->Number(1);
       frame.channels = line->Number(1);
+      line->RequireAtMost(kMaxPixels, "height * width",
+                          {frame.height, frame.width});
+      line->RequireAtMost(kMaxValues, "height * width * channels",
+                          {frame.height, frame.width, frame.channels});
       const std::string type = line->Word();
       line->Require(type == "uint8" || type == "float");
       frame.bytes = type == "uint8";
@@ -91,7 +117,10 @@ class Parser {
     } else if (kind == "dense") {
       line->Require(flat_);
       spec_->dense.emplace_back();
-      spec_->dense.back().units = channels_ = line->Number(1);
+      spec_->dense.back().units = line->Number(1);
+      line->RequireAtMost(kMaxWeights, "inputs * units",
+                          {channels_, spec_->dense.back().units});
+      channels_ = spec_->dense.back().units;
       spec_->dense.back().use_bias = line->Flag();
       ops_ = &spec_->dense.back().ops;
       after_flatten_ = false;
@@ -120,8 +149,14 @@ class Parser {
     window.dilation_width = line->Number(1);
     const std::string padding = line->Word();
     line->Require(padding == "SAME" || padding == "VALID");
+    // Without a limit, a pooling of one pixel could be the work of any number.
+    line->RequireAtMost(4096 + 16 * window.pixels(), "the window's taps",
+                        {window.kernel_height, window.kernel_width});
+    if (!line->good_so_far()) return;
     Pad(padding == "SAME", &window);
     line->Require(window.positions() > 0);
+    line->RequireAtMost(kMaxValues, "taps * positions",
+                        {window.taps(), window.positions()});
     height_ = window.out_height;
     width_ = window.out_width;
     stage.channels = stage.filters = channels_;
@@ -132,6 +167,10 @@ class Parser {
       stage.use_bias = line->Flag();
       line->Require(stage.channels % stage.groups == 0 &&
                     stage.filters % stage.groups == 0);
+      line->RequireAtMost(kMaxValues, "positions * filters",
+                          {window.positions(), stage.filters});
+      line->RequireAtMost(kMaxWeights, "taps * channels * filters",
+                          {window.taps(), stage.channels, stage.filters});
     } else {
       stage.kind = kind == "max_pool" ? NetworkSpec::Stage::kMaxPool
                                       : NetworkSpec::Stage::kAveragePool;
@@ -180,8 +219,8 @@ absl::Status ParseProgram(const std::vector<std::string>& program,
     const std::string kind = line.Word();
     parser.Parse(kind, &line);
     if (!line.good()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("program: cannot read \"", text, "\""));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "program: cannot read \"", text, "\"", line.too_large()));
     }
   }
   if (!parser.complete()) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <utility>
 
 #include "custom_ops/kernels/network.h"
@@ -162,8 +161,8 @@ class RunnerState : public tensorflow::ResourceBase {
     for (const auto& stage : spec_.stages) {
       pixels = std::max(pixels, stage.window.positions());
     }
-    TF_RETURN_IF_ERROR(
-        CheckCountable("the number of positions of a layer", streams * pixels));
+    TF_RETURN_IF_ERROR(CheckCountable("the number of positions of a layer",
+                                      {streams, pixels}));
     const std::lock_guard<std::mutex> lock(mu_);
     TF_RETURN_IF_ERROR(UpdateWeights());
     network_.Step(frames, streams, threads_, outputs);
@@ -221,20 +220,20 @@ class RunnerState : public tensorflow::ResourceBase {
   std::vector<const float*> pointers_;  // to the held weights
 };
 
-class RunnerStateOp : public OpKernel {
+class RunnerStateOp : public GuardedOp {
  public:
-  explicit RunnerStateOp(OpKernelConstruction* context) : OpKernel(context) {
+  explicit RunnerStateOp(OpKernelConstruction* context) : GuardedOp(context) {
     std::vector<std::string> program;
     std::string reuse;
     OP_REQUIRES_OK(context, context->GetAttr("program", &program));
     OP_REQUIRES_OK(context, context->GetAttr("reuse", &reuse));
     OP_REQUIRES_OK(context, context->GetAttr("max_rows", &options_.max_rows));
-    OP_REQUIRES_OK(context, CheckCountable("max_rows", options_.max_rows));
+    OP_REQUIRES_OK(context, CheckCountable("max_rows", {options_.max_rows}));
     OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
     options_.reuse = reuse == "content" ? Reuse::kContent : Reuse::kTemporal;
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     Tensor *handle = nullptr, *address = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
     OP_REQUIRES_OK(context, context->allocate_output(1, {}, &address));
@@ -250,17 +249,11 @@ class RunnerStateOp : public OpKernel {
           tensorflow::LookupResource(
               context, tensorflow::HandleFromInput(context, i), &variables[i]));
     }
-    try {
-      auto* state = new RunnerState(spec_, options_, std::move(variables),
-                                    OpThreads(context));
-      handle->scalar<ResourceHandle>()() =
-          ResourceHandle::MakeRefCountingHandle(state,
-                                                context->device()->name());
-      address->scalar<int64_t>()() = reinterpret_cast<intptr_t>(state);
-    } catch (const std::bad_alloc&) {
-      context->CtxFailure(absl::ResourceExhaustedError(absl::StrCat(
-          "no memory for tables of max_rows = ", options_.max_rows)));
-    }
+    auto* state = new RunnerState(spec_, options_, std::move(variables),
+                                  OpThreads(context));
+    handle->scalar<ResourceHandle>()() =
+        ResourceHandle::MakeRefCountingHandle(state, context->device()->name());
+    address->scalar<int64_t>()() = reinterpret_cast<intptr_t>(state);
   }
 
  private:
@@ -269,29 +262,30 @@ class RunnerStateOp : public OpKernel {
 };
 
 template <typename T>
-class RunnerStepOp : public OpKernel {
+class RunnerStepOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
+  using GuardedOp::GuardedOp;
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& frames = context->input(1);
     OP_REQUIRES_OK(context, CheckFrames(frames, state->spec().frame, "N"));
     const int64_t streams = frames.dim_size(0);
     Tensor* outputs = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(
-                                0, {streams, state->spec().units()}, &outputs));
+    OP_REQUIRES_OK(
+        context,
+        AllocateOutput(context, 0, {streams, state->spec().units()}, &outputs));
     if (streams == 0) return;
     OP_REQUIRES_OK(context, state->Step(frames.flat<T>().data(), streams,
                                         outputs->flat<float>().data()));
   }
 };
 
-class RunnerResetOp : public OpKernel {
+class RunnerResetOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& streams = context->input(1);
@@ -306,24 +300,24 @@ class RunnerResetOp : public OpKernel {
   }
 };
 
-class RunnerRecordOp : public OpKernel {
+class RunnerRecordOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     state->WithNetwork([](Network& network) { network.Record(); });
   }
 };
 
-class RunnerRecordingOp : public OpKernel {
+class RunnerRecordingOp : public GuardedOp {
  public:
   explicit RunnerRecordingOp(OpKernelConstruction* context)
-      : OpKernel(context) {
+      : GuardedOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("num_stages", &stages_));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const NetworkSpec& spec = state->spec();
@@ -331,27 +325,21 @@ class RunnerRecordingOp : public OpKernel {
                 absl::InvalidArgumentError(
                     absl::StrCat("num_stages must be that of the program, ",
                                  spec.stages.size(), ", got ", stages_)));
-    try {
-      state->WithNetwork([&](Network& network) {
-        const auto recorder = network.TakeRecording();
-        OutputStructure(context, spec.frame, network.structure(),
-                        recorder.get());
-      });
-      state->Release();
-    } catch (const std::bad_alloc&) {
-      context->CtxFailure(
-          absl::ResourceExhaustedError("no memory for the recording"));
-    }
+    state->WithNetwork([&](Network& network) {
+      const auto recorder = network.TakeRecording();
+      OutputStructure(context, spec.frame, network.structure(), recorder.get());
+    });
+    state->Release();
   }
 
  private:
   int64_t stages_ = 0;
 };
 
-class RunnerStatsOp : public OpKernel {
+class RunnerStatsOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     NetworkStats stats;
@@ -435,11 +423,15 @@ reuse_tf_instruction_sets() {
 // RunnerStep without TensorFlow around it, which takes several times as long as
 // the usual frame. `address` is that of a living RunnerState; frames and
 // outputs are as in RunnerStep, which is to be called, for its error, when this
-// returns false.
+// returns false. Nothing is thrown out of it.
 extern "C" __attribute__((visibility("default"))) bool reuse_tf_runner_step(
     int64_t address, const void* frames, int64_t streams, float* outputs) {
   auto* state = reinterpret_cast<RunnerState*>(address);
-  return state->Step(frames, streams, outputs).ok();
+  try {
+    return state->Step(frames, streams, outputs).ok();
+  } catch (...) {
+    return false;
+  }
 }
 
 }  // namespace reuse_tf

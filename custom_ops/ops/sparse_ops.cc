@@ -130,10 +130,10 @@ seen_now: What to remember: seen, with the changed pixels replaced.
 )doc");
 
 template <typename T>
-class SparseGatherOp : public OpKernel {
+class SparseGatherOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& rows = context->input(0);
     const Tensor& patches = context->input(1);
     OP_REQUIRES_OK(context, CheckRank("rows", rows, 2, "[U, C]"));
@@ -141,13 +141,13 @@ class SparseGatherOp : public OpKernel {
     Tensor narrow;
     OP_REQUIRES_OK(context, ReadIds(context, "patches", patches, -1,
                                     rows.dim_size(0), &narrow));
-    const int64_t channels = rows.dim_size(1), taps = patches.dim_size(1);
+    const int64_t channels = rows.dim_size(1);
     Tensor* out = nullptr;
-    TensorShape shape;
     OP_REQUIRES_OK(context,
-                   TensorShape::BuildTensorShape(
-                       {patches.dim_size(0), taps * channels}, &shape));
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &out));
+                   AllocateOutput(context, 0,
+                                  {patches.dim_size(0),
+                                   Product({patches.dim_size(1), channels})},
+                                  &out));
     if (out->NumElements() == 0) return;
     const T* from = rows.flat<T>().data();
     const int32_t* ids = narrow.flat<int32_t>().data();
@@ -161,10 +161,10 @@ class SparseGatherOp : public OpKernel {
 };
 
 template <typename T>
-class SparseGatherGradOp : public OpKernel {
+class SparseGatherGradOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& gradient = context->input(0);
     const Tensor& patches = context->input(1);
     const Tensor& num_rows = context->input(2);
@@ -189,10 +189,7 @@ class SparseGatherGradOp : public OpKernel {
                    ReadIds(context, "patches", patches, -1, rows, &narrow));
     const int64_t channels = taps == 0 ? 0 : gradient.dim_size(1) / taps;
     Tensor* out = nullptr;
-    TensorShape shape;
-    OP_REQUIRES_OK(context,
-                   TensorShape::BuildTensorShape({rows, channels}, &shape));
-    OP_REQUIRES_OK(context, context->allocate_output(0, shape, &out));
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, {rows, channels}, &out));
     auto sums = out->flat<T>();
     sums.setZero();
     if (out->NumElements() == 0) return;
@@ -205,10 +202,10 @@ class SparseGatherGradOp : public OpKernel {
 };
 
 template <typename T>
-class SparseScatterOp : public OpKernel {
+class SparseScatterOp : public GuardedOp {
  public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* context) override {
+  using GuardedOp::GuardedOp;
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& table = context->input(0);
     const Tensor& ids = context->input(1);
     const Tensor& rows = context->input(2);
@@ -242,10 +239,10 @@ class SparseScatterOp : public OpKernel {
 };
 
 template <typename T>
-class ChangedPositionsOp : public OpKernel {
+class ChangedPositionsOp : public GuardedOp {
  public:
   explicit ChangedPositionsOp(OpKernelConstruction* context)
-      : OpKernel(context) {
+      : GuardedOp(context) {
     OP_REQUIRES_OK(context, attributes_.Read(context));
     OP_REQUIRES_OK(context, context->GetAttr("kernel_size", &kernel_size_));
     OP_REQUIRES_OK(context,
@@ -256,7 +253,7 @@ class ChangedPositionsOp : public OpKernel {
                     "threshold must not be negative, got ", threshold_)));
   }
 
-  void Compute(OpKernelContext* context) override {
+  void DoCompute(OpKernelContext* context) override {
     const Tensor& inputs = context->input(0);
     OP_REQUIRES_OK(context, CheckRank("inputs", inputs, 4, "[N, H, W, C]"));
     OP_REQUIRES(context, context->input(1).shape() == inputs.shape(),
@@ -269,7 +266,7 @@ class ChangedPositionsOp : public OpKernel {
         attributes_.Over(inputs.dim_size(1), inputs.dim_size(2),
                          kernel_size_[0], kernel_size_[1]);
     OP_REQUIRES_OK(context, CheckCountable("the number of output positions",
-                                           images * window.positions()));
+                                           {images, window.positions()}));
     const T* before = context->input(1).flat<T>().data();
     Tensor* seen = nullptr;
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output(
