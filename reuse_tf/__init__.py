@@ -1,10 +1,13 @@
 """Convolutional networks that are cheap on frames that resemble each other."""
 
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats, convert
+from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
+from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
 from reuse_tf.runner import LayerStats, Runner, RunnerStats, Structure
 
 __all__ = [
+    "Coverage",
+    "CoverageTable",
     "IncrementalConv2D",
     "IncrementalDense",
     "LayerStats",
@@ -14,6 +17,7 @@ __all__ = [
     "Structure",
     "changed_positions",
     "convert",
+    "coverage",
     "sparse_gather",
     "sparse_scatter",
 ]

@@ -1,14 +1,13 @@
 """Keras layers that recompute only what changed since their last call."""
 
 import math
-import sys
 import threading
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from reuse_tf import activations, ops
+from reuse_tf import activations, internals, ops
 
 
 class Stats(NamedTuple):
@@ -42,9 +41,6 @@ class _Incremental:
     `set_weights` are those of the plain layer.
     """
 
-    # Custom ops do not compile under XLA.
-    supports_jit = False
-
     _state = None
 
     def reset_state(self):
@@ -53,37 +49,52 @@ class _Incremental:
         Never needed for a right result: it frees the buffers.
         """
         if self._state is not None:
-            ops.reset_state(self._state)
+            self._state.reset()
 
     @property
     def stats(self):
         """What was computed since the layer was made or reset: `Stats`."""
         if self._state is None:
             return Stats()
-        return Stats(*ops.state_stats(self._state).numpy().tolist())
+        return Stats(*self._state.stats())
 
-    def _state_handle(self):
+    def _made_state(self):
         if self._state is None:
             with _making_a_state:
                 if self._state is None:
-                    self._state = ops.new_state()
+                    self._state = ops.LayerState()
         return self._state
+
+    # What the class computes with, by name. If any is overridden, by a subclass
+    # or on one layer, all is left to Keras.
+    _computing = {}
+
+    def _why_plain(self):
+        """Why the layer is a plain one even outside training, or None."""
+        for name, own in self._computing.items():
+            if name in vars(self) or getattr(type(self), name) is not own:
+                return f"its `{name}` is overridden"
+        if getattr(self, "quantization_mode", None) is not None:
+            return f"it is quantized ({self.quantization_mode})"
+        if self.compute_dtype != "float32":
+            return f"it computes in {self.compute_dtype}"
+        if getattr(self, "data_format", "channels_last") != "channels_last":
+            return f"it is {self.data_format}"
+        return None
 
     def _reuses(self, inputs, training):
         """Whether this call reuses activations, or is a plain one."""
         if training is not None and (tf.is_tensor(training) or training):
             return False
-        if not tf.is_tensor(inputs) or inputs.dtype != tf.float32:
-            return False
-        if self.compute_dtype != "float32":
-            return False
-        return tf.executing_eagerly() or not _must_stay_plain()
+        if not isinstance(inputs, (tf.Tensor, tf.Variable)):
+            return False  # sparse, say
+        return inputs.dtype == tf.float32 and self._why_plain() is None
 
     def _run(self, op, inputs, fused, **arguments):
         """Runs a layer's op; `fused` is the `Activation` that it applies."""
         name, values = fused or activations.LINEAR
         return op(
-            self._state_handle(),
+            self._made_state(),
             inputs,
             *self._weights(),
             activation=name,
@@ -100,32 +111,6 @@ class _Incremental:
 def _value(weight):
     """What TensorFlow holds of a Keras variable: an op takes it faster."""
     return getattr(weight, "value", weight)
-
-
-def _must_stay_plain():
-    """Whether the graph being traced is for XLA or for `Model.export`.
-
-    XLA cannot compile custom ops, and an exported model is to load without
-    this package. Neither says so in a public way: XLA is seen by the control
-    flow context of the graph, an export by who is calling.
-    """
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not None:
-        context = graph._get_control_flow_context()
-        while context is not None:
-            if context.IsXLAContext():
-                return True
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-    frame = sys._getframe()
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith("keras.src.export"):
-            return True
-        if frame.f_code.co_name == "_default_save_signature":
-            return True
-        frame = frame.f_back
-    return False
 
 
 @keras.saving.register_keras_serializable(package="reuse_tf")
@@ -145,9 +130,14 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     activation is a function of your own: that is applied to the whole output,
     and its rounding is TensorFlow's.
 
-    With `training=True`, under XLA, in `Model.export()`, and for inputs or
-    policies other than float32 and `channels_last`, it is the plain
-    convolution.
+    It is the plain convolution with `training=True`, under XLA, for inputs or
+    policies other than float32 and `channels_last`, and in a subclass that
+    overrides `call`, `convolution_op` or `kernel`. In a graph, too, and so in
+    whatever is saved, exported or frozen, it is the plain convolution; its
+    place is taken when the graph is run in a process that has this package.
+
+    `Model.predict(video)` takes a batch of frames for as many streams, which is
+    right, but finds little to reuse: see `convert`.
 
     Args:
         filters: Number of filters.
@@ -194,10 +184,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
             )
 
     def call(self, inputs, training=None):
-        if (
-            not self._reuses(inputs, training)
-            or self.data_format != "channels_last"
-        ):
+        if not self._reuses(inputs, training):
             return super().call(inputs)
         fused = activations.describe(self.activation)
         outputs = self._run(
@@ -215,7 +202,10 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
         return outputs if fused else self.activation(outputs)
 
     def get_config(self):
-        return {**super().get_config(), "threshold": self.threshold}
+        config = super().get_config()
+        if self.threshold:  # Without one, it is the config of a `Conv2D`.
+            config["threshold"] = self.threshold
+        return config
 
 
 @keras.saving.register_keras_serializable(package="reuse_tf")
@@ -230,8 +220,8 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
     drifts: a result does not depend, to the bit, on what was computed before
     (with an activation of your own, to rounding).
 
-    With `training=True`, under XLA, in `Model.export()`, and for inputs or
-    policies other than float32, it is the plain product.
+    When it is the plain product, and what to know of graphs and of
+    `Model.predict`, is as for `IncrementalConv2D`.
 
     Args:
         units: Number of outputs.
@@ -245,10 +235,7 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        if (
-            not self._reuses(inputs, training)
-            or self.quantization_mode is not None
-        ):
+        if not self._reuses(inputs, training):
             return super().call(inputs, training=training)
         fused = activations.describe(self.activation)
         flat = inputs
@@ -261,71 +248,20 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
             outputs.set_shape([*inputs.shape[:-1], self.units])
         return outputs if fused else self.activation(outputs)
 
+    def quantize(self, mode=None, type_check=True, config=None):
+        # Keras refuses subclasses of its own, as they may compute otherwise.
+        type_check = type_check and type(self) is not IncrementalDense
+        return super().quantize(mode, type_check=type_check, config=config)
 
-# Keras files a layer's weights under the name of its class. Under this one, the
-# weights files of a plain model and of its incremental twin are the same.
-IncrementalConv2D.__name__ = "Conv2D"
-IncrementalDense.__name__ = "Dense"
 
-_TWINS = {
-    keras.layers.Conv2D: IncrementalConv2D,
-    keras.layers.Dense: IncrementalDense,
+IncrementalConv2D._computing = {
+    name: getattr(IncrementalConv2D, name)
+    for name in ("call", "convolution_op", "kernel")
+}
+IncrementalDense._computing = {
+    name: getattr(IncrementalDense, name) for name in ("call", "kernel")
 }
 
-
-def convert(model):
-    """Replaces each `Conv2D` and `Dense` of a model by its incremental twin.
-
-    Layers of other classes, subclasses of these two among them, and quantized
-    layers are kept as they are.
-
-    Args:
-        model: A Sequential or functional Keras model, possibly nested.
-
-    Returns:
-        A new model of the same structure, names and weights. It shares nothing
-        with `model` and is not compiled.
-
-    Raises:
-        ValueError: If `model` is not such a model.
-    """
-    return _copy(model, _TWINS)
-
-
-def plain(model):
-    """Replaces each incremental layer of a model by its plain twin.
-
-    The inverse of `convert`, with the same argument, result and errors.
-    """
-    return _copy(model, {twin: cls for cls, twin in _TWINS.items()})
-
-
-def _copy(model, twins):
-    """Copies a model with layers of the classes that `twins` maps theirs to."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"Expected `model` to be a Keras model. Received: {model!r}"
-        )
-
-    def twin(layer):
-        config = layer.get_config()
-        cls = twins.get(type(layer), type(layer))
-        if getattr(layer, "quantization_mode", None):
-            cls = type(layer)
-        if cls is keras.layers.Conv2D:
-            config.pop("threshold", None)  # The incremental one's alone.
-        return cls.from_config(config)
-
-    try:
-        copy = keras.models.clone_model(
-            model, clone_function=twin, recursive=True
-        )
-    except ValueError as error:
-        raise ValueError(
-            "Expected `model` to be a Sequential or functional model, whose "
-            "layers can be replaced one by one. Received: "
-            f"{model.__class__.__name__} {model.name!r}: {error}"
-        ) from error
-    if model.built:
-        copy.set_weights(model.get_weights())
-    return copy
+# The files of a plain model and of its incremental twin are the same.
+internals.name_in_files(IncrementalConv2D, "Conv2D")
+internals.name_in_files(IncrementalDense, "Dense")

@@ -421,7 +421,7 @@ class _Chain:
     """
 
     def __init__(self, model):
-        layers, shape = _layers_of(model)
+        layers, shape = layers_of(model)
         if len(shape) != 3 or None in shape:
             raise ValueError(
                 "Expected `model` to have an input of fixed shape [N, H, W, "
@@ -721,7 +721,7 @@ def _unsupported(layer, why):
     )
 
 
-def _layers_of(model):
+def layers_of(model):
     """The layers of a chain in order, and the shape of a frame."""
     if not isinstance(model, keras.Model):
         raise ValueError(
@@ -768,7 +768,7 @@ def _layers_of(model):
     flat = []
     for layer in reversed(layers):
         if isinstance(layer, keras.Model):  # a nested model
-            flat += _layers_of(layer)[0]
+            flat += layers_of(layer)[0]
         else:
             flat.append(layer)
     return flat, tuple(shape[1:])

@@ -4,6 +4,8 @@
 #include <array>
 #include <mutex>
 #include <numeric>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -24,11 +26,25 @@ using tensorflow::DT_INT64;
 using tensorflow::DT_RESOURCE;
 
 REGISTER_OP("ReuseTF>IncrementalState")
+    .Attr("id: int")
     .Output("state: resource")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::ScalarShape)
     .Doc(R"doc(
 Makes an empty state for one incremental layer. It lives as long as the handle.
+
+id: By which graphs find it, in this process. No two layers have the same.
+)doc");
+
+REGISTER_OP("ReuseTF>StateById")
+    .Attr("id: int")
+    .Output("state: resource")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .Doc(R"doc(
+Finds the state that IncrementalState made under an id. If there is none, as
+where a graph outlives its layer or was read from a file, it is one that this
+op keeps for itself.
 )doc");
 
 REGISTER_OP("ReuseTF>ResetState")
@@ -150,9 +166,42 @@ activation: With activation_arguments, one of kernels/activations.h.
 outputs: [N, units].
 )doc");
 
+class IncrementalState;
+
+// The states that are alive, by id. A graph holds no state: it would have to be
+// saved, frozen and compiled with it.
+class LivingStates {
+ public:
+  static LivingStates& Get() {
+    static auto* const states = new LivingStates;  // outlives every state
+    return *states;
+  }
+
+  void Add(int64_t id, IncrementalState* state);
+  void Remove(int64_t id);
+  // Null if there is none of this id.
+  RefCountPtr<IncrementalState> Find(int64_t id);
+
+ private:
+  std::mutex mu_;
+  std::unordered_map<int64_t, tensorflow::core::WeakPtr<IncrementalState>>
+      states_;
+};
+
 // What a layer keeps from frame to frame.
 class IncrementalState : public tensorflow::ResourceBase {
  public:
+  // One that cannot be found.
+  IncrementalState() = default;
+
+  explicit IncrementalState(int64_t id) : id_(id) {
+    LivingStates::Get().Add(*id_, this);
+  }
+
+  ~IncrementalState() override {
+    if (id_) LivingStates::Get().Remove(*id_);
+  }
+
   std::string DebugString() const override {
     return "state of an incremental layer";
   }
@@ -249,17 +298,66 @@ class IncrementalState : public tensorflow::ResourceBase {
     stats[3] += multiply_adds;
     stats[4] += dense_multiply_adds;
   }
+
+ private:
+  const std::optional<int64_t> id_;
 };
+
+void LivingStates::Add(int64_t id, IncrementalState* state) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  states_[id] = tensorflow::core::WeakPtr<IncrementalState>(state);
+}
+
+void LivingStates::Remove(int64_t id) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  states_.erase(id);
+}
+
+RefCountPtr<IncrementalState> LivingStates::Find(int64_t id) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  const auto found = states_.find(id);
+  return found == states_.end() ? nullptr : found->second.GetNewRef();
+}
+
+// Gives out a handle to a state, and with it the reference.
+void OutputState(OpKernelContext* context,
+                 RefCountPtr<IncrementalState> state) {
+  Tensor* handle = nullptr;
+  OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
+  handle->scalar<ResourceHandle>()() = ResourceHandle::MakeRefCountingHandle(
+      state.release(), context->device()->name());
+}
 
 class IncrementalStateOp : public GuardedOp {
  public:
-  using GuardedOp::GuardedOp;
-  void DoCompute(OpKernelContext* context) override {
-    Tensor* handle = nullptr;
-    OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
-    handle->scalar<ResourceHandle>()() = ResourceHandle::MakeRefCountingHandle(
-        new IncrementalState, context->device()->name());
+  explicit IncrementalStateOp(OpKernelConstruction* context)
+      : GuardedOp(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("id", &id_));
   }
+  void DoCompute(OpKernelContext* context) override {
+    OutputState(context,
+                RefCountPtr<IncrementalState>(new IncrementalState(id_)));
+  }
+
+ private:
+  int64_t id_ = 0;
+};
+
+class StateByIdOp : public GuardedOp {
+ public:
+  explicit StateByIdOp(OpKernelConstruction* context)
+      : GuardedOp(context), own_(new IncrementalState) {
+    OP_REQUIRES_OK(context, context->GetAttr("id", &id_));
+  }
+  void DoCompute(OpKernelContext* context) override {
+    RefCountPtr<IncrementalState> state = LivingStates::Get().Find(id_);
+    if (!state) state = own_.GetNewRef();
+    OutputState(context, std::move(state));
+  }
+
+ private:
+  int64_t id_ = 0;
+  const RefCountPtr<IncrementalState> own_;
 };
 
 class ResetStateOp : public GuardedOp {
@@ -513,6 +611,8 @@ class IncrementalDenseOp : public IncrementalOp {
 REGISTER_KERNEL_BUILDER(
     Name("ReuseTF>IncrementalState").Device(tensorflow::DEVICE_CPU),
     IncrementalStateOp);
+REGISTER_KERNEL_BUILDER(
+    Name("ReuseTF>StateById").Device(tensorflow::DEVICE_CPU), StateByIdOp);
 REGISTER_KERNEL_BUILDER(
     Name("ReuseTF>ResetState").Device(tensorflow::DEVICE_CPU), ResetStateOp);
 REGISTER_KERNEL_BUILDER(

@@ -1,0 +1,49 @@
+"""All that this package needs of Keras and TensorFlow and is not public.
+
+Each function says what it relies on. tests/test_internals.py fails when a new
+version no longer does it.
+"""
+
+from keras.src.models.functional import Functional
+from keras.src.utils import naming
+from tensorflow.python.eager import forwardprop_util
+
+__all__ = ["Functional", "has_tangents", "name_in_files", "sublayers"]
+
+
+def sublayers(layer):
+    """A layer and all layers within it, each once, the outer ones first.
+
+    Relies on `Layer._flatten_layers`. Two layers made alike give their parts
+    in the same order.
+    """
+    return list(layer._flatten_layers())
+
+
+def name_in_files(cls, name):
+    """Has Keras write the layers of a class to files as those of another.
+
+    Keras names a layer's group in a file of weights by its class, as
+    `naming.to_snake_case(type(layer).__name__)`, and so the layers that are
+    given no name. There is no public way to say that two classes share their
+    files.
+
+    Args:
+        cls: The class.
+        name: The name of the other class.
+    """
+    to_snake_case = naming.to_snake_case
+
+    def renamed(text):
+        return to_snake_case(name if text == cls.__name__ else text)
+
+    naming.to_snake_case = renamed
+
+
+def has_tangents(tensors):
+    """Whether a `tf.autodiff.ForwardAccumulator` follows one of the tensors.
+
+    Relies on `forwardprop_util.pack_tangents`, which gives the tangents of the
+    accumulators that are active.
+    """
+    return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
