@@ -2,7 +2,6 @@
 
 import tempfile
 import types
-import warnings
 from typing import NamedTuple
 
 import keras
@@ -58,17 +57,34 @@ def _copy(model, twins):
         raise ValueError(
             f"Expected `model` to be a Keras model. Received: {model!r}"
         )
-    copy = _Copies(twins).of(model)
-    _copy_state(model, copy)
+    copies = _Copies(twins)
+    copy = copies.of(model)
+    copies.finish(model, copy)
     return copy
 
 
 class _Copies:
-    """Makes one copy of each layer, without its state."""
+    """Makes one copy of each layer."""
 
     def __init__(self, twins):
         self._twins = twins
         self._copies = {}  # by the id of the original
+        self._complete = set()  # ids of originals whose state is copied
+
+    def finish(self, model, copy):
+        """Copies what layers could not hold before the model was whole."""
+        pairs = _pairs(model, copy)
+        for old, new in pairs:
+            if id(old) not in self._complete:
+                _copy_state(old, new)
+        # The outer ones first, as they set those within.
+        for old, new in pairs:
+            if new.trainable != old.trainable:
+                new.trainable = old.trainable
+        for old, new in pairs:
+            for theirs, ours in _variable_pairs(old, new):
+                if ours.trainable != theirs.trainable:
+                    ours.trainable = theirs.trainable
 
     def of(self, layer):
         if id(layer) not in self._copies:
@@ -118,14 +134,26 @@ class _Copies:
             cls = type(layer)
         try:
             copy = _from_config(cls, layer)
-            if getattr(layer, "built", False) and not copy.built:
-                copy.build_from_config(layer.get_build_config())
+            if isinstance(layer, keras.Layer):
+                self._restore(layer, copy)
         except Exception as error:
             raise ValueError(
                 f"Layer {layer.name!r} ({type(layer).__name__}) cannot be "
                 f"made again from its config: {error}"
             ) from error
         return copy
+
+    def _restore(self, layer, copy):
+        """Gives a copy what its output's shape may depend on: a vocabulary.
+
+        All else comes in the end, when the model has built the copy.
+        """
+        if any(hasattr(p, "save_assets") for p in internals.sublayers(layer)):
+            if layer.built and not copy.built:
+                copy.build_from_config(layer.get_build_config())
+            for old, new in _pairs(layer, copy):
+                _copy_state(old, new)
+                self._complete.add(id(old))
 
 
 def _check_call(model, base):
@@ -143,27 +171,59 @@ def _not_a_graph(model, why):
 
 def _from_config(cls, layer):
     """A layer like another, but of a class and without its state."""
-    with warnings.catch_warnings():
-        # What is not safe to write to a file need not be here.
-        warnings.filterwarnings("ignore", message=".*`lambda`")
-        config = layer.get_config()
+    config = _config(layer)
     if cls is keras.layers.Conv2D:
         config.pop("threshold", None)  # The incremental one's alone.
-    # Functions themselves, as not all come back from a config.
-    for key in config:
-        value = getattr(layer, key, None)
-        if isinstance(value, types.FunctionType | types.MethodType):
-            config[key] = value
     if isinstance(layer, keras.layers.Lambda):
-        # It would read the config of a function, and knows no other form.
+        # Its `from_config` takes no function as it is.
+        config.update(mask=layer.mask, arguments=layer.arguments)
         if layer._output_shape is not None:
             config["output_shape"] = layer._output_shape
-        config["mask"] = layer.mask
-        config["arguments"] = layer.arguments
-        return keras.Layer.from_config.__func__(cls, config)
-    classes = {type(part).__name__: type(part) for part in _parts(layer)}
-    with keras.saving.custom_object_scope(classes):
+        return cls(**config)
+    with keras.saving.custom_object_scope(_custom_objects(layer)):
         return cls.from_config(config)
+
+
+def _config(layer):
+    """The config of a layer, with functions as they are.
+
+    Not all can be put into a config, and not all of these come back.
+    """
+    functions = _functions(layer)
+    if not functions:
+        return layer.get_config()
+    # Its config is asked of one that has others in their place.
+    stand_in = object.__new__(type(layer))
+    vars(stand_in).update(vars(layer))
+    vars(stand_in).update(dict.fromkeys(functions, keras.activations.linear))
+    config = type(layer).get_config(stand_in)
+    return {key: functions.get(key, value) for key, value in config.items()}
+
+
+def _functions(layer):
+    """The functions that a layer was given, by the names it keeps them by."""
+    functions = {
+        name: value
+        for name, value in vars(layer).items()
+        if callable(value)
+        and not hasattr(value, "get_config")
+        and not isinstance(value, type)
+        and name not in ("build", "quantize")  # Keras's own
+    }
+    if vars(layer).get("activation", functions) is None:
+        functions["activation"] = None  # Keras puts no None into a config.
+    return functions
+
+
+def _custom_objects(layer):
+    """The classes and functions that the config of a layer may name."""
+    known = {}
+    for part in _parts(layer):
+        known[type(part).__name__] = type(part)
+        for function in _functions(part).values():
+            if isinstance(function, types.FunctionType):
+                known[function.__name__] = function
+    return known
 
 
 def _parts(layer):
@@ -173,32 +233,37 @@ def _parts(layer):
     return internals.sublayers(layer)[1:]
 
 
-def _copy_state(model, copy):
-    """Copies all that the layers of a model hold, by Keras's ways of saving."""
-    pairs = list(
-        zip(internals.sublayers(model), internals.sublayers(copy), strict=True)
+def _pairs(old, new):
+    return list(
+        zip(internals.sublayers(old), internals.sublayers(new), strict=True)
     )
-    for old, new in pairs:
-        if isinstance(old, keras.Model):
-            continue
-        variables = {}
-        old.save_own_variables(variables)
-        new.load_own_variables(variables)
-        if hasattr(old, "save_assets"):
-            with tempfile.TemporaryDirectory() as folder:
-                old.save_assets(folder)
-                new.load_assets(folder)
-        # What is saved is not all: LoRA is merged, the state of seeds left out.
-        for ours, theirs in zip(new.variables, old.variables, strict=True):
-            ours.assign(theirs)
-    # The outer ones first, as they set those within.
-    for old, new in pairs:
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-    for old, new in pairs:
-        for ours, theirs in zip(new.variables, old.variables, strict=True):
-            if ours.trainable != theirs.trainable:
-                ours.trainable = theirs.trainable
+
+
+def _variable_pairs(old, new):
+    """The variables of a layer and those of its copy, whichever came first."""
+    theirs, ours = (
+        sorted(layer.variables, key=lambda variable: variable.name)
+        for layer in (old, new)
+    )
+    return zip(theirs, ours, strict=True)
+
+
+def _copy_state(old, new):
+    """Copies what a layer itself holds, by Keras's ways of saving it."""
+    if isinstance(old, keras.Model):
+        return
+    if old.built and not new.built:
+        new.build_from_config(old.get_build_config())
+    store = {}
+    old.save_own_variables(store)
+    new.load_own_variables(store)
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+    # What is saved is not all: LoRA is merged, the state of seeds left out.
+    for theirs, ours in _variable_pairs(old, new):
+        ours.assign(theirs)
 
 
 class Coverage(NamedTuple):

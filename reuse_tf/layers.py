@@ -7,7 +7,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from reuse_tf import activations, internals, ops
+from reuse_tf import activations, internals, layer_ops
 
 
 class Stats(NamedTuple):
@@ -62,7 +62,7 @@ class _Incremental:
         if self._state is None:
             with _making_a_state:
                 if self._state is None:
-                    self._state = ops.LayerState()
+                    self._state = layer_ops.LayerState()
         return self._state
 
     # What the class computes with, by name. If any is overridden, by a subclass
@@ -188,7 +188,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
             return super().call(inputs)
         fused = activations.describe(self.activation)
         outputs = self._run(
-            ops.incremental_conv2d,
+            layer_ops.incremental_conv2d,
             inputs,
             fused,
             strides=self.strides,
@@ -241,7 +241,7 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
         flat = inputs
         if inputs.shape.rank != 2:
             flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        outputs = self._run(ops.incremental_dense, flat, fused)
+        outputs = self._run(layer_ops.incremental_dense, flat, fused)
         if inputs.shape.rank != 2:
             shape = tf.concat([tf.shape(inputs)[:-1], [self.units]], 0)
             outputs = tf.reshape(outputs, shape)

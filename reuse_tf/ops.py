@@ -5,13 +5,10 @@ import importlib.metadata
 import operator
 import os
 import pathlib
-import secrets
 
 import keras
 import numpy as np
 import tensorflow as tf
-
-from reuse_tf import activations, internals
 
 # The op library is built against one TensorFlow minor and loads in no other.
 TENSORFLOW_MINOR = "2.21"
@@ -225,35 +222,6 @@ def _positive(value):
     return value if 0 < value < 2**31 else None
 
 
-class LayerState:
-    """What an incremental layer keeps from call to call.
-
-    Attributes:
-        id: By which graphs find it.
-        handle: Of the resource; None where there is no eager execution
-            (TensorFlow 1): there each graph keeps a state of its own.
-    """
-
-    def __init__(self):
-        self.id = secrets.randbits(62)
-        self.handle = None
-        if tf.compat.v1.executing_eagerly_outside_functions():
-            # Beside the graph that is being traced, if any: it outlives it.
-            with tf.init_scope(), tf.device("CPU:0"):
-                self.handle = _ops.reuse_tf_incremental_state(id=self.id)
-
-    def reset(self):
-        """Forgets the buffers and sets the counters to zero."""
-        if self.handle is not None:
-            _ops.reuse_tf_reset_state(self.handle)
-
-    def stats(self):
-        """The five counters."""
-        if self.handle is None:
-            return [0] * 5
-        return _ops.reuse_tf_state_stats(self.handle).numpy().tolist()
-
-
 def new_runner_state(program, handles, reuse, max_rows):
     """Makes the state of a runner; see program.h.
 
@@ -280,6 +248,11 @@ step_numpy.argtypes = [
 ]
 
 
+incremental_state = _ops.reuse_tf_incremental_state
+reset_state = _ops.reuse_tf_reset_state
+state_stats = _ops.reuse_tf_state_stats
+incremental_conv2d = _ops.reuse_tf_incremental_conv2d
+incremental_dense = _ops.reuse_tf_incremental_dense
 runner_step = _ops.reuse_tf_runner_step
 runner_reset = _ops.reuse_tf_runner_reset
 runner_record = _ops.reuse_tf_runner_record
@@ -318,160 +291,6 @@ def _sparse_scatter_grad(op, gradient):
         holds, sparse_gather(gradient, ids[:, None]), tf.zeros_like(rows)
     )
     return table_gradient, None, rows_gradient
-
-
-def incremental_conv2d(state, inputs, kernel, bias, **attributes):
-    """A convolution of which only what changed is computed.
-
-    Args:
-        state: `LayerState` of the layer.
-        inputs: float32 `[N, H, W, C]`.
-        kernel: float32.
-        bias: float32; `[0]` if not `use_bias`.
-        **attributes: Of the op; see incremental_ops.cc.
-    """
-    return _incremental(
-        "IncrementalConv2D",
-        _ops.reuse_tf_incremental_conv2d,
-        state,
-        (inputs, kernel, bias),
-        attributes,
-    )
-
-
-def incremental_dense(state, inputs, kernel, bias, **attributes):
-    """A dense layer of which only what changed is computed: `[N, D]`."""
-    return _incremental(
-        "IncrementalDense",
-        _ops.reuse_tf_incremental_dense,
-        state,
-        (inputs, kernel, bias),
-        attributes,
-    )
-
-
-def _incremental(name, op, state, arguments, attributes):
-    """Runs the op of a layer, or adds what stands for it to a graph.
-
-    A graph gets the plain layer, as a function that says which op computes the
-    same. graph_pass.cc puts the op in where the graph is run in this process.
-    """
-    if tf.executing_eagerly():
-        return op(state.handle, *arguments, **attributes)
-    plain = _PLAIN[name]
-    arguments = [tf.convert_to_tensor(argument) for argument in arguments]
-    # In a graph, `custom_gradient` gives these no tangents.
-    if internals.has_tangents(arguments):
-        return plain(*arguments, attributes)
-    function = tf.function(
-        lambda *arguments: plain(*arguments, attributes),
-        autograph=False,
-        experimental_implements=_implements(name, state, attributes),
-        experimental_attributes={"_noinline": True},
-    )
-
-    @tf.custom_gradient
-    def call(*arguments):
-        # Whoever differentiates is to see the gradient below alone.
-        outputs = function(*map(tf.stop_gradient, arguments))
-        return outputs, lambda upstream: _plain_gradient(
-            plain, arguments, attributes, upstream
-        )
-
-    return call(*arguments)
-
-
-def _implements(name, state, attributes):
-    """A `NameAttrList` in text form, as `experimental_implements` takes it."""
-    values = {
-        key: " ".join(map(_attribute, value))
-        if isinstance(value, (list, tuple))
-        else _attribute(value)
-        for key, value in {**attributes, "state_id": state.id}.items()
-    }
-    lists = {
-        key for key, v in attributes.items() if isinstance(v, (list, tuple))
-    }
-    lines = [
-        f'attr {{ key: "{key}" value {{ '
-        + (f"list {{ {value} }}" if key in lists else value)
-        + " } }"
-        for key, value in values.items()
-    ]
-    return " ".join([f'reuse_tf: name: "{name}"', *lines])
-
-
-def _attribute(value):
-    if isinstance(value, bool):
-        return f"b: {str(value).lower()}"
-    if isinstance(value, int):
-        return f"i: {value}"
-    if isinstance(value, float):
-        return f"f: {value!r}"
-    return f's: "{value}"'
-
-
-def _plain_conv2d(inputs, kernel, bias, attributes):
-    outputs = keras.ops.conv(
-        inputs,
-        kernel,
-        strides=attributes["strides"],
-        padding=attributes["padding"].lower(),
-        dilation_rate=attributes["dilations"],
-        data_format="channels_last",
-    )
-    return _with_bias_and_activation(outputs, bias, attributes)
-
-
-def _plain_dense(inputs, kernel, bias, attributes):
-    return _with_bias_and_activation(
-        tf.matmul(inputs, kernel), bias, attributes
-    )
-
-
-def _with_bias_and_activation(outputs, bias, attributes):
-    if attributes["use_bias"]:
-        outputs = outputs + bias
-    activation = activations.Activation(
-        attributes["activation"], attributes["activation_arguments"]
-    )
-    return activations.function(activation)(outputs)
-
-
-# What the ops of the layers compute, as Keras does.
-_PLAIN = {"IncrementalConv2D": _plain_conv2d, "IncrementalDense": _plain_dense}
-
-
-def _plain_gradient(plain, arguments, attributes, upstream):
-    """The gradients of a plain layer to its inputs, kernel and bias."""
-    with tf.GradientTape() as tape:
-        tape.watch(arguments)
-        outputs = plain(*arguments, attributes)
-    return tape.gradient(
-        outputs,
-        arguments,
-        upstream,
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-
-
-def _layer_gradient(op, upstream):
-    """The gradient of a layer's op, in eager execution."""
-    name = op.type.removeprefix("ReuseTF>")
-    names = ["activation", "activation_arguments", "use_bias"]
-    if name == "IncrementalConv2D":
-        names += ["strides", "dilations", "padding"]
-    attributes = {key: op.get_attr(key) for key in names}
-    for key in {"activation", "padding"} & attributes.keys():
-        attributes[key] = attributes[key].decode()
-    _, *arguments = op.inputs
-    return tf.zeros([]), *_plain_gradient(
-        _PLAIN[name], arguments, attributes, upstream
-    )
-
-
-for _name in _PLAIN:
-    tf.RegisterGradient(f"ReuseTF>{_name}")(_layer_gradient)
 
 
 @tf.RegisterGradient("ReuseTF>PatchProduct")

@@ -263,7 +263,7 @@ class TestExact:
         layer(frames)
         with pytest.raises(tf.errors.InvalidArgumentError):
             ops.incremental_conv2d(
-                layer._state,
+                layer._state.handle,
                 2 * frames,
                 tf.ones([3, 3, 2, 4]),
                 tf.zeros([5]),

@@ -1,13 +1,22 @@
 """convert(): a plain model becomes an incremental one. plain(): the inverse."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from cases import assert_close
 
-from reuse_tf import IncrementalConv2D, IncrementalDense, convert
-from reuse_tf.layers import plain
+from reuse_tf import (
+    IncrementalConv2D,
+    IncrementalDense,
+    Runner,
+    Stats,
+    convert,
+    coverage,
+)
+from reuse_tf.convert import plain
 
 SHAPE = (10, 9, 3)
 
@@ -101,8 +110,6 @@ class TestModels:
         for old, new in zip(_layers(model), _layers(converted), strict=True):
             assert new is not old
             assert type(new) is twins.get(type(old), type(old))
-            if isinstance(old, keras.layers.InputLayer):
-                continue  # Keras names those of inner models anew.
             assert new.name == old.name
             replaced += type(old) in twins
             config = new.get_config()
@@ -152,8 +159,7 @@ class TestModels:
         undone = plain(converted)
         for old, new in zip(_layers(model), _layers(undone), strict=True):
             assert type(new) is type(old)
-            if not isinstance(old, keras.layers.InputLayer):
-                assert new.get_config() == old.get_config()
+            assert new.get_config() == old.get_config()
         for got, want in zip(
             undone.get_weights(), model.get_weights(), strict=True
         ):
@@ -174,6 +180,624 @@ class TestModels:
         if make is _sequential:
             converted.compile("sgd", "mse")
             converted.fit(frames, np.ones([3, 5]), verbose=0)
+
+
+def _with(*layers, shape=SHAPE, dtype="float32"):
+    return keras.Sequential([keras.Input(shape, dtype=dtype), *layers])
+
+
+def _adapted(layer, data):
+    layer.adapt(data)
+    return layer
+
+
+WORDS = np.array([["a"], ["b"], ["never seen"]])
+OUTPUT_MODES = ["int", "one_hot", "multi_hot", "count", "tf_idf"]
+
+
+def _assert_equal(got, want):
+    tf.nest.assert_same_structure(got, want)
+    for a, b in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.dtype.kind == "f":
+            assert_close(a, b)
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
+class TestState:
+    """What a layer holds beside its weights."""
+
+    @staticmethod
+    def _assert_kept(model, inputs):
+        want = model(inputs)
+        converted = convert(model)
+        _assert_equal(converted(inputs), want)
+        _assert_equal(plain(converted)(inputs), want)
+        return converted
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_normalization(self, nested):
+        frames = 100 + 9 * _frames()
+        layer = _adapted(keras.layers.Normalization(), frames)
+        conv = keras.layers.Conv2D(2, 3)
+        model = _with(layer, conv)
+        if nested:
+            inputs = keras.Input(SHAPE)
+            model = keras.Model(inputs, [model(inputs), model(2 * inputs)])
+        self._assert_kept(model, frames)
+        self._assert_kept(
+            _with(keras.layers.Normalization(mean=3.0, variance=2.0), conv),
+            frames,
+        )
+
+    def test_normalization_by_its_weights(self):
+        layer = keras.layers.Normalization()
+        model = _with(layer, keras.layers.Dense(2))
+        layer.set_weights([np.full(3, 100.0), np.full(3, 9.0), np.array(5)])
+        layer.finalize_state()
+        self._assert_kept(model, 100 + _frames())
+
+    @pytest.mark.parametrize("mode", OUTPUT_MODES)
+    def test_lookups(self, mode):
+        vocabulary = np.array(["a", "b", "b", "c"])
+        layer = keras.layers.StringLookup(output_mode=mode)
+        model = _with(_adapted(layer, vocabulary), shape=(1,), dtype="string")
+        self._assert_kept(model, tf.constant(WORDS))
+        layer = keras.layers.IntegerLookup(output_mode=mode)
+        model = _with(
+            _adapted(layer, np.array([1, 5, 5, 7])), shape=(1,), dtype="int64"
+        )
+        self._assert_kept(model, np.array([[1], [5], [99]]))
+
+    @pytest.mark.parametrize("mode", ["int", "multi_hot", "tf_idf"])
+    def test_text(self, mode):
+        layer = keras.layers.TextVectorization(output_mode=mode)
+        layer.adapt(np.array(["a b c", "b d"]))
+        dense = [] if mode == "int" else [keras.layers.Dense(3)]
+        model = _with(layer, *dense, shape=(), dtype="string")
+        self._assert_kept(model, tf.constant(["a b", "d x"]))
+
+    def test_discretization(self):
+        layer = keras.layers.Discretization(num_bins=4)
+        layer.adapt(np.arange(100.0)[:, None])
+        converted = self._assert_kept(
+            _with(layer, shape=(1,)), np.array([[1.0], [50.0], [99.0]])
+        )
+        assert len(np.unique(converted(np.arange(100.0)[:, None]))) == 4
+
+    def test_seeds(self):
+        model = _with(keras.layers.Dropout(0.5, seed=3), keras.layers.Dense(2))
+        model(_frames(), training=True)
+        converted = convert(model)
+        frames = _frames()
+        for _ in range(2):
+            assert_close(
+                converted(frames, training=True), model(frames, training=True)
+            )
+
+    def test_lora_and_frozen_weights(self):
+        dense = keras.layers.Dense(2)
+        model = _with(keras.layers.Flatten(), dense)
+        dense.enable_lora(2)
+        dense.lora_kernel_b.assign(np.ones([2, 2]))
+        dense.bias.trainable = False
+        converted = self._assert_kept(model, _frames())
+        for got, want in zip(converted.weights, model.weights, strict=True):
+            np.testing.assert_array_equal(got, want)
+            assert got.trainable == want.trainable
+            assert got.path == want.path
+
+    def test_layers_within_layers(self):
+        model = _with(
+            keras.layers.Conv2D(
+                2, 3, activation=keras.layers.PReLU("random_normal")
+            ),
+            keras.layers.SpectralNormalization(keras.layers.Conv2D(2, 3)),
+            Mixed(3),
+            keras.layers.Reshape((30, 3)),
+            keras.layers.Bidirectional(keras.layers.GRU(3)),
+        )
+        self._assert_kept(model, _frames())
+
+    def test_trainable_parts_of_frozen_models(self):
+        inner = _with(
+            keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+        )
+        inner.trainable = False
+        inner.layers[1].trainable = True
+        inputs = keras.Input(SHAPE)
+        model = keras.Model(inputs, keras.layers.Dense(2)(inner(inputs)))
+        converted = convert(model)
+        assert [w.path for w in converted.trainable_weights] == [
+            w.path for w in model.trainable_weights
+        ]
+        assert not converted.layers[1].trainable
+
+    def test_an_unbuilt_model_of_built_layers(self):
+        model = keras.Sequential([keras.layers.Dense(2), keras.layers.Dense(3)])
+        model.layers[0].build((None, 4))
+        converted = convert(model)
+        np.testing.assert_array_equal(
+            converted.layers[0].kernel, model.layers[0].kernel
+        )
+        assert not converted.layers[1].built
+
+
+class Mixed(keras.Layer):
+    """Holds layers in every way, and is not registered with Keras."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.first = keras.layers.Dense(units)
+        self.others = [{"second": keras.layers.Dense(units)}]
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.others[0]["second"].build((*shape[:-1], self.units))
+        self.scale = self.add_weight((self.units,), "random_normal")
+
+    def call(self, inputs):
+        return self.others[0]["second"](self.first(inputs)) * self.scale
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class TestCompiled:
+    @pytest.mark.parametrize("make", [_sequential, _functional])
+    def test_the_result_is_not(self, make):
+        model = make()
+        model.compile("adam", loss=lambda targets, outputs: outputs)
+        converted = convert(model)
+        assert not converted.compiled
+        assert model.compiled
+        frames = _frames()
+        _assert_equal(converted(frames), model(frames))
+
+    def test_after_training(self):
+        model = _with(keras.layers.Flatten(), keras.layers.Dense(1))
+        model.compile("adam", loss=lambda y, p: (y - p) ** 2, metrics=["mae"])
+        model.fit(_frames(), np.ones([3, 1]), verbose=0)
+        converted = convert(model)
+        frames = _frames()
+        assert_close(converted(frames), model(frames))
+        assert len(converted.variables) == len(model.variables)
+
+
+class TestInputs:
+    def test_names_and_structure(self):
+        inputs = {
+            "frames": keras.Input(SHAPE, name="frames"),
+            "more": keras.Input((4,), 3, dtype="int32", name="more"),
+        }
+        flat = keras.layers.Flatten()(inputs["frames"])
+        model = keras.Model(
+            inputs, [keras.layers.Dense(2)(flat), inputs["more"]]
+        )
+        for each in model, convert(model):
+            assert each.get_layer("frames").batch_shape == (None, *SHAPE)
+            assert each.get_layer("more").batch_shape == (3, 4)
+            assert each.get_layer("more").dtype == "int32"
+            outputs, more = each({"frames": _frames(), "more": np.ones([3, 4])})
+            assert outputs.shape == (3, 2) and more.dtype == tf.int32
+
+    def test_sequential(self):
+        model = _with(keras.layers.Dense(2))
+        name = keras.Model.layers.fget(model)[0].name
+        assert keras.Model.layers.fget(convert(model))[0].name == name
+
+    def test_optional(self):
+        class Sum(keras.Layer):
+            def call(self, first, second=None):
+                return first if second is None else first + second
+
+        first = keras.Input((4,), name="first")
+        second = keras.Input((4,), name="second", optional=True)
+        outputs = keras.layers.Dense(2)(Sum()(first, second))
+        model = keras.Model([first, second], outputs)
+        converted = convert(model)
+        x = np.ones([2, 4], "float32")
+        for inputs in [x, None], [x, x]:
+            assert_close(converted(inputs), model(inputs))
+        with pytest.raises(ValueError, match="not optional"):
+            converted([None, x])
+
+    def test_sparse(self):
+        inputs = keras.Input((40,), sparse=True)
+        model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+        converted = convert(model)
+        assert converted.inputs[0].sparse
+        values = np.zeros([2, 40], "float32")
+        values[0, 3] = values[1, 30] = 2
+        sparse = tf.sparse.from_dense(values)
+        for _ in range(2):
+            assert_close(converted(sparse), model(values))
+            assert_close(tf.function(converted)(sparse), model(values))
+        # As in Keras, the gradient is sparse too.
+        for each in model, converted:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(each(sparse))
+            gradient = tape.gradient(loss, each.layers[1].kernel.value)
+            assert isinstance(gradient, tf.IndexedSlices)
+
+
+def _tripled(x):
+    return 3 * x
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, x):
+        return 2 * x
+
+
+class TestFunctions:
+    """Python functions in a model are those of the converted one."""
+
+    @pytest.mark.parametrize(
+        "make",
+        {
+            "lambda": lambda: keras.layers.Lambda(lambda x: tf.sin(x)),
+            "function": lambda: keras.layers.Lambda(
+                _tripled, output_shape=SHAPE
+            ),
+            "closure": lambda n=7: keras.layers.Lambda(lambda x: x * n),
+            "arguments": lambda: keras.layers.Lambda(
+                lambda x, by: x * by, arguments={"by": 4.0}
+            ),
+            "activation": lambda: keras.layers.Conv2D(
+                2, 3, activation=lambda x: 3 * x
+            ),
+            "made by exec": lambda: keras.layers.Dense(
+                2, activation=eval("lambda x: 3 * x")
+            ),
+            "partial": lambda: keras.layers.Dense(
+                2, activation=functools.partial(tf.nn.leaky_relu, alpha=0.4)
+            ),
+            "unhashable": lambda: keras.layers.Conv2D(
+                2, 3, activation=Unhashable()
+            ),
+            "no activation": lambda: _without_activation(keras.layers.Dense(2)),
+            "initializer": lambda: keras.layers.Dense(
+                2, kernel_initializer=lambda shape, dtype: tf.ones(shape, dtype)
+            ),
+            "activation layer": lambda: keras.layers.Activation(_tripled),
+            "within a layer": lambda: keras.layers.TimeDistributed(
+                keras.layers.Lambda(_tripled)
+            ),
+        }.items(),
+        ids=lambda pair: pair[0],
+    )
+    @pytest.mark.filterwarnings("error::UserWarning")
+    def test_kept(self, make):
+        model = _with(make[1](), keras.layers.Conv2D(2, 3))
+        frames = _frames()
+        converted = convert(model)
+        for _ in range(2):
+            assert_close(converted(frames), model(frames))
+        assert_close(plain(converted)(frames), model(frames))
+
+    def test_what_cannot_be_made_again_is_named(self):
+        class Opaque(keras.Layer):
+            def __init__(self, function):
+                super().__init__(name="mine")
+                self.function = function
+
+            def call(self, inputs):
+                return self.function(inputs)
+
+        with pytest.raises(ValueError, match="'mine' \\(Opaque\\)"):
+            convert(_with(Opaque(_tripled), keras.layers.Dense(2)))
+
+
+def _without_activation(layer):
+    layer.activation = None
+    return layer
+
+
+class TestClasses:
+    """The incremental classes have their own names."""
+
+    def test_are_shown(self, capsys):
+        convert(_sequential()).summary(line_length=100)
+        text = capsys.readouterr().out
+        assert "IncrementalConv2D" in text and "IncrementalDense" in text
+        assert "IncrementalConv2D" in repr(IncrementalConv2D(2, 3))
+        config = keras.saving.serialize_keras_object(IncrementalConv2D(2, 3))
+        assert config["class_name"] == "IncrementalConv2D"
+        assert config["registered_name"] == "reuse_tf>IncrementalConv2D"
+
+    def test_configs_are_of_use_to_one_another(self):
+        for cls, twin, arguments in [
+            (keras.layers.Conv2D, IncrementalConv2D, (2, 3)),
+            (keras.layers.Dense, IncrementalDense, (2,)),
+        ]:
+            config = cls(*arguments, activation="relu").get_config()
+            assert twin.from_config(config).get_config() == config
+            config = twin(*arguments, activation="relu").get_config()
+            assert cls.from_config(config).get_config() == config
+
+    def test_files_of_before_load(self):
+        """When the class was named "Conv2D"."""
+        config = keras.saving.serialize_keras_object(
+            IncrementalConv2D(2, 3, threshold=0.5, name="x")
+        )
+        config["class_name"] = "Conv2D"
+        layer = keras.saving.deserialize_keras_object(config)
+        assert type(layer) is IncrementalConv2D and layer.threshold == 0.5
+
+    def test_weights_files_agree_where_both_kinds_stand(self, tmp_path):
+        def make(first, second):
+            return _with(
+                first(2, 3),
+                second(3, 3, padding="same"),
+                first(3, 3, padding="same"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2),
+                IncrementalDense(3),
+            )
+
+        plain_conv, incremental = keras.layers.Conv2D, IncrementalConv2D
+        kinds = [
+            make(plain_conv, incremental),
+            make(incremental, plain_conv),
+            make(plain_conv, plain_conv),
+        ]
+        frames = _frames()
+        for suffix in "weights.h5", "keras":
+            for source in kinds:
+                want = source(frames)
+                path = tmp_path / f"model.{suffix}"
+                if suffix == "keras":
+                    source.save(path)
+                else:
+                    source.save_weights(path)
+                for model in kinds:
+                    weights = model.get_weights()
+                    model.set_weights([0 * w for w in weights])
+                    model.load_weights(path)
+                    assert_close(model(frames), want)
+                    if model is not source:
+                        model.set_weights(weights)
+
+
+class TestOverridden:
+    """A subclass computes in its own way, whatever it overrides."""
+
+    def test_subclasses_of_the_incremental_ones_are_plain(self):
+        class Flipped(IncrementalConv2D):
+            def convolution_op(self, inputs, kernel):
+                return super().convolution_op(inputs, kernel[::-1])
+
+        class Doubled(IncrementalConv2D):
+            def call(self, inputs):
+                return 2 * super().call(inputs)
+
+        class Halved(IncrementalDense):
+            @property
+            def kernel(self):
+                return super().kernel / 2
+
+        frames = _frames()
+        for cls, change in [
+            (Flipped, lambda kernel, bias: (kernel[::-1], bias)),
+            (Doubled, lambda kernel, bias: (2 * kernel, 2 * bias)),
+            (Halved, lambda kernel, bias: (kernel / 2, bias)),
+        ]:
+            of_conv = issubclass(cls, IncrementalConv2D)
+            layer = cls(2, 3) if of_conv else cls(2)
+            model = _with(layer)
+            want = _with(
+                keras.layers.Conv2D(2, 3) if of_conv else keras.layers.Dense(2)
+            )
+            weights = [np.random.normal(size=w.shape) for w in layer.weights]
+            layer.set_weights(weights)
+            want.set_weights(change(*weights))
+            for call in model, tf.function(model):
+                for _ in range(2):
+                    assert_close(call(frames), want(frames))
+            assert layer.stats == Stats()
+            assert type(convert(model).layers[0]) is cls
+            (row,) = coverage(model)
+            assert row.how == "plain" and "overridden" in row.why
+
+    def test_of_one_layer(self):
+        layer = IncrementalConv2D(2, 3)
+        frames = _frames()
+        before = layer(frames)
+        original = layer.convolution_op
+        layer.convolution_op = lambda inputs, kernel: original(inputs, -kernel)
+        assert_close(layer(frames), -before)
+
+    def test_a_subclass_that_overrides_nothing_of_it_reuses(self):
+        class Named(IncrementalConv2D):
+            """Only another name."""
+
+        layer = Named(2, 3)
+        layer(_frames())
+        assert layer.stats.frames == 3
+
+    def test_models_with_a_call_of_their_own_are_refused(self):
+        class Scaled(keras.Model):
+            def call(self, inputs):
+                return 2 * super().call(inputs)
+
+        class Other(keras.Sequential):
+            def call(self, inputs):
+                return 2 * super().call(inputs)
+
+        inputs = keras.Input((4,))
+        scaled = Scaled(inputs, keras.layers.Dense(2)(inputs))
+        other = Other([inputs, keras.layers.Dense(2)])
+        for model in scaled, other, keras.Sequential([inputs, scaled]):
+            with pytest.raises(ValueError, match="`call` of its own"):
+                convert(model)
+
+    def test_models_with_other_methods_of_their_own_are_kept(self):
+        class Trained(keras.Model):
+            def train_step(self, data):
+                return {"mine": 1.0}
+
+        inputs = keras.Input((4,))
+        model = Trained(inputs, keras.layers.Dense(2)(inputs))
+        converted = convert(model)
+        assert type(converted) is Trained
+        converted.compile("sgd")
+        x = np.ones([2, 4], "float32")
+        assert converted.fit(x, verbose=0).history == {"mine": [1.0]}
+        assert_close(converted(x), model(x))
+
+
+class TestQuantized:
+    @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+    @pytest.mark.filterwarnings("ignore:.*quantize")
+    def test_as_the_plain_model(self, mode, tmp_path):
+        model = _with(
+            keras.layers.Conv2D(2, 3, name="conv"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dense(4),
+        )
+        converted = convert(model)
+        frames = _frames()
+        converted(frames)
+        for each in model, converted:
+            each.quantize(mode)
+        want = model(frames)
+        assert_close(converted(frames), want)
+        assert converted.layers[2].quantization_mode == mode
+        assert type(converted.layers[2]) is IncrementalDense
+        converted.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert_close(loaded(frames), want)
+        how = {row.layer: row.how for row in coverage(converted)}
+        assert how["conv"] == "reuses"
+        assert how[converted.layers[3].name] == "plain"
+        assert_close(plain(converted)(frames), want)
+
+    def test_subclasses_are_refused_as_in_keras(self):
+        class Mine(IncrementalDense):
+            pass
+
+        layer = Mine(2)
+        layer.build((None, 4))
+        with pytest.raises(NotImplementedError):
+            layer.quantize("int8")
+
+
+class TestCoverage:
+    def test_of_a_model(self):
+        @keras.saving.register_keras_serializable("tests")
+        class MyDense(keras.layers.Dense):
+            pass
+
+        inputs = keras.Input((2, *SHAPE), name="clips")
+        x = keras.layers.TimeDistributed(
+            keras.layers.Conv2D(2, 3, name="inside"), name="wrapper"
+        )(inputs)
+        inner = keras.Sequential(
+            [keras.Input(x.shape[1:]), keras.layers.Dense(2, name="dense")],
+            name="inner",
+        )
+        x = keras.layers.Flatten(name="flat")(inner(x))
+        x = MyDense(2, name="mine")(x)
+        x = keras.layers.Dense(3, dtype="float64", name="wide")(x)
+        model = keras.Model(inputs, x)
+        before, after = coverage(model), coverage(convert(model))
+        assert [row[:3] for row in after] == [
+            ("wrapper", "TimeDistributed", "plain"),
+            ("wrapper/inside", "Conv2D", "plain"),
+            ("inner/dense", "IncrementalDense", "reuses"),
+            ("flat", "Flatten", "plain"),
+            ("mine", "MyDense", "plain"),
+            ("wide", "IncrementalDense", "plain"),
+        ]
+        why = {row.layer: row.why for row in after}
+        assert "within a TimeDistributed" in why["wrapper/inside"]
+        assert "did not change" in why["inner/dense"]
+        assert "subclass" in why["mine"]
+        assert "float64" in why["wide"]
+        assert {row.how for row in before} == {"plain"}
+        assert "IncrementalDense" in before[2].why
+
+    def test_prints_as_a_table(self):
+        lines = str(coverage(convert(_sequential()))).splitlines()
+        assert lines[0].split() == ["layer", "kind", "how", "why"]
+        assert len(lines) == 1 + 7
+        column = lines[0].index("how")
+        for line in lines[1:]:
+            assert line[column:].split()[0] in ("reuses", "plain")
+            assert line[column - 1] == " "
+        assert str(coverage(keras.Sequential())) == "layer  kind  how  why"
+
+    def test_says_what_the_layers_do(self):
+        """A row says `reuses` if, and only if, the layer does."""
+        for make in _sequential, _functional:
+            model = convert(make())
+            model(_frames())
+            for row in coverage(model):
+                layer = model
+                for name in row.layer.split("/"):
+                    layer = layer.get_layer(name)
+                reuses = getattr(layer, "stats", Stats()).frames > 0
+                assert reuses == (row.how == "reuses"), row
+
+    @pytest.mark.parametrize("reuse", ["content", "temporal"])
+    def test_of_a_runner(self, reuse):
+        model = _with(
+            keras.layers.Rescaling(0.5, name="scale"),
+            keras.layers.Conv2D(2, 3, name="conv"),
+            keras.layers.MaxPooling2D(name="pool"),
+            keras.layers.Dropout(0.5, name="drop"),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(4, name="first"),
+            keras.layers.ReLU(name="relu"),
+            keras.layers.Dense(2, name="second"),
+        )
+        rows = coverage(Runner(model, reuse))
+        assert [row.layer for row in rows] == [
+            layer.name for layer in model.layers
+        ]
+        how = {row.layer: row.how for row in rows}
+        assert [name for name in how if how[name] == "plain"] == [
+            "relu",
+            "second",
+        ]
+        why = {row.layer: row.why for row in rows}
+        assert (
+            why["conv"]
+            == why["pool"]
+            == (
+                "patches seen before, anywhere"
+                if reuse == "content"
+                else "positions whose patch did not change"
+            )
+        )
+
+    @pytest.mark.parametrize("model", [None, IncrementalDense(2), _sequential])
+    def test_what_is_neither_is_refused(self, model):
+        with pytest.raises(ValueError, match="`model`"):
+            coverage(model)
+
+
+class TestPredict:
+    """What is said of it in `convert` and the README."""
+
+    def test_a_batch_is_of_as_many_streams(self):
+        model = _with(keras.layers.Conv2D(2, 3, name="conv"))
+        video = np.repeat(_frames()[:1], 12, axis=0)
+        want = model.predict(video, verbose=0)
+        for batch_size, computed in [(4, 4), (1, 1)]:
+            converted = convert(model)
+            got = converted.predict(video, batch_size=batch_size, verbose=0)
+            assert_close(got, want)
+            stats = converted.get_layer("conv").stats
+            assert stats.recomputed_positions * 12 == (
+                stats.positions * computed
+            )
 
 
 def test_subclasses_of_conv2d_and_dense_are_kept():

@@ -136,11 +136,6 @@ class TestRunning:
             got = incremental.predict(frames, batch_size=2, verbose=0)
             _assert_equal(got, want)
 
-    def test_xla_is_left_to_models_without_custom_ops(self):
-        incremental, _ = _pair(_sequential)
-        incremental.compile("sgd", "mse")
-        assert not incremental.jit_compile
-
     @models
     def test_training_is_that_of_keras(self, make):
         incremental, plain = _pair(make)

@@ -733,7 +733,7 @@ class TestLayerOps:
         ],
     )
     def test_conv2d_refuses(self, run, shapes, attributes):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
 
         def function(*tensors):
             return ops.incremental_conv2d(
@@ -764,7 +764,7 @@ class TestLayerOps:
         ],
     )
     def test_dense_refuses(self, run, shapes, attributes):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
 
         def function(*tensors):
             return ops.incremental_dense(state, *tensors, **attributes)
@@ -773,7 +773,7 @@ class TestLayerOps:
             run(function, *[tf.zeros(shape) for shape in shapes])
 
     def test_only_floats(self):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
         for dtype in "float64", "uint8", "float16":
             with pytest.raises(REFUSED):
                 ops.incremental_dense(
@@ -796,7 +796,7 @@ class TestLayerOps:
 
     def test_one_state_used_for_everything_is_still_right(self):
         """Sharing a state costs speed, never correctness."""
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
         rng = np.random.default_rng(0)
         image = rng.normal(size=[1, 6, 6, 4]).astype("float32")
         kernel = rng.normal(size=[2, 2, 4, 4]).astype("float32")
@@ -831,7 +831,7 @@ class TestLayerOps:
         ],
     )
     def test_conv2d_static_shape(self, inputs, kernel, want):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
         traced = tf.function(
             lambda *args: ops.incremental_conv2d(
                 state,
@@ -857,7 +857,7 @@ class TestLayerOps:
         ],
     )
     def test_dense_static_shape(self, inputs, kernel, want):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
         traced = tf.function(
             lambda *args: ops.incremental_dense(state, *args)
         ).get_concrete_function(
@@ -868,7 +868,7 @@ class TestLayerOps:
         assert traced.outputs[0].shape.as_list() == want
 
     def test_states_are_freed_with_their_handles(self):
-        state = ops.new_state()
+        state = ops.incremental_state(id=1)
         ops.incremental_dense(
             state, tf.ones([2, 4]), tf.ones([4, 5]), tf.zeros([5])
         )

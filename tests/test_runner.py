@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import reuse_tf
 import reuse_tf.policy
 from reuse_tf import LayerStats, Runner, atari
+from reuse_tf.convert import plain
 
 L = keras.layers
 KINDS = ["content", "temporal"]
@@ -121,11 +122,11 @@ def game_outputs(recordings, game_policy):
 
 class TestGames:
     def test_equal_to_keras(self, recordings, game_policy, game_outputs):
-        plain = reuse_tf.layers.plain(game_policy)
+        plain_policy = plain(game_policy)
         for frames, outputs in zip(recordings, game_outputs, strict=True):
             assert len(np.unique(frames, axis=0)) > 15
             np.testing.assert_allclose(
-                outputs, plain(frames), rtol=1e-4, atol=1e-5
+                outputs, plain_policy(frames), rtol=1e-4, atol=1e-5
             )
 
     @pytest.mark.parametrize("reuse", KINDS)

@@ -1,0 +1,50 @@
+"""What is not public in Keras and TensorFlow still does what we rely on."""
+
+import keras
+import tensorflow as tf
+from keras.src.utils import naming
+
+from reuse_tf import internals
+
+
+def test_sublayers_are_in_one_order_and_the_outer_ones_first():
+    def make():
+        inner = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(3, name="a")], name="inner"
+        )
+        wrapped = keras.layers.TimeDistributed(inner, name="wrapper")
+        return keras.Sequential([keras.Input((2, 4)), wrapped], name="outer")
+
+    model, twin = make(), make()
+    layers = internals.sublayers(model)
+    assert len({id(layer) for layer in layers}) == len(layers)
+    for layer, other in zip(layers, internals.sublayers(twin), strict=True):
+        assert type(layer) is type(other)
+        if not isinstance(layer, keras.layers.InputLayer):
+            assert layer.name == other.name
+    names = [layer.name for layer in layers]
+    assert names[0] == "outer"
+    assert names.index("wrapper") < names.index("inner") < names.index("a")
+
+
+def test_names_in_files():
+    assert naming.to_snake_case("IncrementalConv2D") == "conv2d"
+    assert naming.to_snake_case("IncrementalDense") == "dense"
+    assert naming.to_snake_case("MyIncrementalDense") == "my_incremental_dense"
+    assert naming.to_snake_case("BatchNormalization") == "batch_normalization"
+
+
+def test_functional_is_the_class_of_functional_models():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    assert type(model) is internals.Functional
+
+
+def test_tangents():
+    x, y = tf.constant(1.0), tf.constant(2.0)
+    assert not internals.has_tangents([x, y])
+    with tf.autodiff.ForwardAccumulator(x, tf.constant(1.0)):
+        assert internals.has_tangents([y, x])
+        assert internals.has_tangents([x * y])
+        assert not internals.has_tangents([y])
+    assert not internals.has_tangents([x])
