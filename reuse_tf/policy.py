@@ -8,12 +8,8 @@ import os
 
 import keras
 
-from reuse_tf.layers import (
-    IncrementalConv2D,
-    IncrementalDense,
-    convert,
-    plain,
-)
+from reuse_tf.convert import convert, plain
+from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 from reuse_tf.run_directory import newest_policy
 
 
