@@ -349,15 +349,13 @@ for _name in "PatchProductGrad", "PatchPoolGrad", "ContentProductGrad":
 
 @tf.RegisterGradient("ReuseTF>RunSumGrad")
 def _run_sum_grad_grad(op, gradient):
-    _, runs, _ = op.inputs
-    return run_sum(gradient, runs, tf.shape(op.inputs[0])[0]), None, None
+    sums_gradient, runs, _ = op.inputs
+    # The order tells how many frames there are, and no more.
+    order = tf.range(tf.shape(sums_gradient)[0])
+    return run_sum(gradient, runs, order), None, None
 
 
 @tf.RegisterGradient("ReuseTF>RunSum")
 def _run_sum_grad(op, gradient):
     values, runs, _ = op.inputs
-    return (
-        _ops.reuse_tf_run_sum_grad(gradient, runs, tf.shape(values)[0]),
-        None,
-        None,
-    )
+    return _ops.reuse_tf_run_sum_grad(gradient, runs, values), None, None

@@ -698,7 +698,7 @@ _HANDLERS = {
 
 def _over_time(values, structure):
     """From values by content, `[E, *]`, to their sums by frame, `[T, *]`."""
-    sums = ops.run_sum(values, structure.runs, len(structure.order))
+    sums = ops.run_sum(values, structure.runs, structure.order)
     return tf.gather(sums, structure.order)
 
 

@@ -15,16 +15,7 @@
 namespace reuse_tf {
 namespace {
 
-// A shape function that knows the outputs' ranks only.
-template <int... kRanks>
-absl::Status Ranks(InferenceContext* c) {
-  int i = 0;
-  for (const int rank : {kRanks...}) {
-    c->set_output(i++, c->UnknownShapeOfRank(rank));
-  }
-  return absl::OkStatus();
-}
-
+// A shape function whose outputs have the shapes of inputs.
 template <int... kInputs>
 absl::Status ShapesOf(InferenceContext* c) {
   int i = 0;
@@ -192,14 +183,13 @@ The gradients of ContentProduct for rows and weights.
 REGISTER_OP("ReuseTF>RunSum")
     .Input("values: float")
     .Input("runs: int32")
-    .Input("num_frames: int32")
+    .Input("order: int32")
     .Output("sums: float")
     .SetShapeFn([](InferenceContext* c) {
-      ShapeHandle values;
-      DimensionHandle frames;
+      ShapeHandle values, order;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &values));
-      TF_RETURN_IF_ERROR(c->MakeDimForScalarInput(2, &frames));
-      c->set_output(0, c->Matrix(frames, c->Dim(values, 1)));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(2), 1, &order));
+      c->set_output(0, c->Matrix(c->Dim(order, 0), c->Dim(values, 1)));
       return absl::OkStatus();
     })
     .Doc(R"doc(
@@ -208,16 +198,17 @@ The sum, at each frame, of the values of the contents that the tiles show.
 values: By content, [E, units].
 runs: (tile, content, first frame, last frame + 1), [K, 4]; those of a tile do
   not overlap.
-num_frames: T.
-sums: [T, units].
+order: Of the structure, [T], for the number of frames: a number alone could ask
+  for any amount of memory.
+sums: [T, units], by the numbers that the runs give the frames.
 )doc");
 
 REGISTER_OP("ReuseTF>RunSumGrad")
     .Input("gradient: float")
     .Input("runs: int32")
-    .Input("num_values: int32")
+    .Input("values: float")
     .Output("values_gradient: float")
-    .SetShapeFn(Ranks<2>)
+    .SetShapeFn(ShapesOf<2>)
     .Doc(R"doc(
 The gradient of RunSum: for each content the sum of the gradient over its runs.
 )doc");
@@ -527,15 +518,18 @@ class RunSumOp : public GuardedOp {
   void DoCompute(OpKernelContext* context) override {
     const Tensor& from = context->input(0);
     const Tensor& runs = context->input(1);
-    const Tensor& size = context->input(2);
+    const Tensor& like = context->input(2);  // tells how many come out
     OP_REQUIRES_OK(context, CheckRank(kGradient ? "gradient" : "values", from,
                                       2, "[*, units]"));
     OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
                 Mismatch("runs", "[K, 4]", runs));
-    OP_REQUIRES(context, size.dims() == 0 && size.scalar<int32_t>()() >= 0,
-                Mismatch(kGradient ? "num_values" : "num_frames",
-                         "a scalar that is not negative", size));
-    const int64_t to_size = size.scalar<int32_t>()();
+    OP_REQUIRES(context,
+                kGradient
+                    ? like.dims() == 2 && like.dim_size(1) == from.dim_size(1)
+                    : like.dims() == 1,
+                Mismatch(kGradient ? "values" : "order",
+                         kGradient ? "[E, units]" : "[T]", like));
+    const int64_t to_size = like.dim_size(0);
     const int64_t frames = kGradient ? from.dim_size(0) : to_size;
     const int64_t values = kGradient ? to_size : from.dim_size(0);
     const int64_t count = runs.dim_size(0), units = from.dim_size(1);
