@@ -74,7 +74,7 @@ class TestLimitedMemory:
             few = {kind}(rng.integers(0, 256, (3, 8, 8, 1), np.uint8))
             want = np.array(runner.step(few))
             # Room for the outputs, but not for what the network remembers.
-            for count, room in (3000, 64), (30_000, 200), (200_000, 1100):
+            for count, room in (3000, 64), (30_000, 320), (200_000, 2500):
                 many = {kind}(rng.integers(0, 256, (count, 8, 8, 1), np.uint8))
                 error = refused(lambda: runner.step(many), room * MB)
                 assert "RunnerStep of uint8 [" + str(count) in error, error
