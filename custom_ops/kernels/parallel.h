@@ -10,6 +10,8 @@
 #include <memory>
 #include <mutex>
 
+#include "custom_ops/kernels/float_mode.h"
+
 namespace reuse_tf {
 
 // Calls body(begin, end) on disjoint ranges that make up [0, total), possibly
@@ -36,6 +38,7 @@ class SharedRanges {
 
   // Calls the body on ranges that nobody took yet, until there are none.
   void Work() noexcept {
+    const FlushDenormals flush;
     int64_t done = 0;
     for (int64_t i; (i = next_++) < count_; ++done) {
       if (failed_) continue;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "custom_ops/kernels/float_mode.h"
 #include "custom_ops/kernels/parallel.h"
 #include "custom_ops/kernels/sizes.h"
 #include "custom_ops/kernels/structure.h"
@@ -67,6 +68,7 @@ class GuardedOp : public OpKernel {
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) final {
+    const FlushDenormals flush;
     try {
       DoCompute(context);
       return;
