@@ -1,11 +1,17 @@
 """What the programs share: their common flags, and how they start and fail."""
 
 import contextlib
+import errno
+import json
 import os
+import stat
 import sys
 
 import ale_py
 from absl import app, flags
+
+# What is open already, perhaps as a file.
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
 
 
 class _FiltersParser(flags.ArgumentParser):
@@ -26,6 +32,69 @@ class _FiltersParser(flags.ArgumentParser):
         return "list of integers"
 
 
+class _PathParser(flags.ArgumentParser):
+    """Parses a path, in which ~ is the user's home."""
+
+    syntactic_help = "a path, which is not empty"
+
+    def parse(self, argument):
+        if not argument:
+            raise ValueError(f"expected {self.syntactic_help}")
+        return os.path.expanduser(argument)
+
+    def flag_type(self):
+        return "path"
+
+
+def define_path(name, help_):
+    """Defines the flag of a path. By default there is none."""
+    return flags.DEFINE(
+        _PathParser(),
+        name,
+        None,
+        help_,
+        serializer=flags.ArgumentSerializer(),
+    )
+
+
+def define_output(name, help_):
+    """Defines the flag of a file to write, if it can be, or of none."""
+    flag = define_path(name, help_)
+    flags.register_validator(flag, _check_writable)
+    return flag
+
+
+def _check_writable(path):
+    reason = path and _why_not_writable(path)
+    if reason:
+        raise flags.ValidationError(f"{path!r} cannot be written: {reason}")
+    return True
+
+
+def _why_not_writable(path):
+    """Returns what is in the way of writing a file, or None."""
+    folder, name = os.path.split(os.path.realpath(path))
+    try:
+        # While it is written it has a longer name.
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(os.path.join(folder, name + 16 * "x"))
+        if path.endswith(os.sep) or os.path.isdir(path):
+            return os.strerror(errno.EISDIR)
+        with contextlib.suppress(FileNotFoundError):
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+            if not os.access(path, os.W_OK):
+                return os.strerror(errno.EACCES)
+            if not is_file or path.startswith(_STREAMS):
+                return None
+        os.stat(folder)
+    except OSError as error:
+        return error.strerror
+    # It is replaced as a whole.
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder!r}: {os.strerror(errno.EACCES)}"
+    return None
+
+
 GAME = flags.DEFINE_string(
     "game", "Pong", "Atari game, by short name (Pong) or id (ALE/Pong-v5)."
 )
@@ -42,6 +111,9 @@ DOWNSAMPLE = flags.DEFINE_integer(
 STEPS = flags.DEFINE_integer(
     "steps", 3000, "Steps of the environments in all.", lower_bound=1
 )
+NUM_ENVS = flags.DEFINE_integer(
+    "num_envs", 1, "Environments to play at once.", lower_bound=1
+)
 REUSE = flags.DEFINE_enum(
     "reuse",
     "content",
@@ -57,8 +129,8 @@ SEED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**32 - 1,
 )
-SUMMARY_JSON = flags.DEFINE_string(
-    "summary_json", None, "File to write the summary to, as JSON."
+SUMMARY_JSON = define_output(
+    "summary_json", "File to write the summary to, as JSON."
 )
 
 
@@ -67,21 +139,11 @@ def _is_downsample(value):
     return value in (1, 2, 4)
 
 
-def is_writable(path):
-    """Whether a path is None, or of a file that can be written."""
-    if path is None:
-        return True
-    folder = os.path.dirname(path) or os.curdir
-    if os.path.exists(path):
-        return os.path.isfile(path) and os.access(path, os.W_OK)
-    return os.path.isdir(folder) and os.access(folder, os.W_OK)
-
-
-flags.register_validator(SUMMARY_JSON, is_writable, message="cannot be written")
-
-
 def run(main):
     """Runs a program, whose flags are checked before anything is loaded.
+
+    A standard output that is closed, full or read by nobody is one line at
+    the end, and not the end.
 
     Args:
         main: A function of the remaining arguments, of which there are none
@@ -94,7 +156,97 @@ def run(main):
         except KeyboardInterrupt:
             fail("interrupted")
 
-    app.run(main_unless_interrupted, flags_parser=_parse)
+    _open_what_is_closed()
+    with contextlib.redirect_stdout(_Output(sys.stdout)) as output:
+        try:
+            app.run(main_unless_interrupted, flags_parser=_parse)
+        except SystemExit as end:
+            output.flush()
+            if output.error is None or isinstance(end.code, str):
+                raise
+        fail(f"cannot write to the standard output: {output.error}")
+
+
+class _Output:
+    """A standard output that goes on, in silence, when it cannot be written.
+
+    Args:
+        stream: The stream to write to, or None if it is closed.
+
+    Attributes:
+        error: Why it could not be written, or None.
+    """
+
+    def __init__(self, stream):
+        self.error = None
+        if stream is None:
+            self.error = "it is closed"
+            stream = open(os.devnull, "w")
+        elif hasattr(stream, "reconfigure"):
+            # The bar of a terminal and some units are not ASCII.
+            stream.reconfigure(errors="replace")
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        self._do(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._do(self._stream.flush)
+
+    def _do(self, action, *arguments):
+        if self.error is not None:
+            return
+        try:
+            action(*arguments)
+        except OSError as error:
+            self.error = error.strerror
+            # Python writes what is left at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def _open_what_is_closed():
+    """Has no file that is opened later become the standard output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest number is taken.
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+
+
+def finish(summary, contents):
+    """Writes files, whatever becomes of each; then prints.
+
+    Args:
+        summary: What to print.
+        contents: By path, functions that return the content, in bytes. A path
+            of None is left out.
+    """
+    from reuse_tf import files
+
+    errors = []
+    for path, content in contents.items():
+        if path is None:
+            continue
+        try:
+            files.write(path, content())
+        except OSError as error:
+            errors.append(f"cannot write {files.explain(error)}")
+    print(summary, flush=True)
+    if errors:
+        fail("; ".join(errors))
+
+
+def as_json(summary):
+    """Returns a `Summary` as the bytes of a JSON file."""
+    return (json.dumps(summary.as_dict(), indent=2) + "\n").encode()
 
 
 def fail(error):

@@ -1,7 +1,6 @@
 """Trains a policy to play an Atari game by REINFORCE, reusing activations."""
 
 import dataclasses
-import json
 import os
 import time
 
@@ -24,7 +23,7 @@ flags.DEFINE_float("discount", 0.99, "Discount of rewards per step.", 0.0, 1.0)
 flags.DEFINE_integer(
     "batch_episodes",
     None,
-    "Episodes per update. By default as many as --num_envs.",
+    "Episodes per update, no fewer than --num_envs, which is the default.",
     lower_bound=1,
 )
 flags.DEFINE_float(
@@ -35,21 +34,14 @@ flags.DEFINE_float(
     None,
     "Bound of the gradient's global norm. By default there is none.",
 )
-flags.DEFINE_integer(
-    "num_envs",
-    1,
-    "Environments to play at once, no more than episodes per update.",
-    lower_bound=1,
-)
 flags.DEFINE_float(
     "checkpoint_seconds",
     60.0,
     "Least seconds between two checkpoints.",
     lower_bound=0.0,
 )
-RUN_DIR = flags.DEFINE_string(
+RUN_DIR = program.define_path(
     "run_dir",
-    None,
     "Directory of the run: its settings, episodes, checkpoints, learning "
     "curve and a log for TensorBoard. A run that is there is resumed, with its "
     "own settings where no flags are given. By default "
@@ -68,28 +60,33 @@ def main(_):
     """Trains and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
-        from reuse_tf import atari, run_directory, training
+        from reuse_tf import atari, files, run_directory, training
     path = RUN_DIR.value
     try:
         values = _values(
             [field.name for field in dataclasses.fields(training.Settings)],
-            run_directory.saved_settings(path) if path is not None else {},
+            training.saved_settings(path) if path is not None else {},
         )
         values["game"] = atari.short_name(values["game"])
+        settings = training.Settings(**values)
         if path is None:
             now = time.strftime("%Y%m%d-%H%M%S")
             name = f"{values['game']}-{values['seed']}-{now}"
-            path = os.path.join("runs", name)
-        _, summary = training.train(training.Settings(**values), path)
+            path = run_directory.make_new(os.path.join("runs", name))
+        _, summary = training.train(settings, path)
     except (FloatingPointError, ValueError) as error:
         program.fail(error)
+    except OSError as error:
+        program.fail(
+            f"{files.explain(error)}; to resume from the last checkpoint, "
+            f"pass --run_dir={path}"
+        )
     except KeyboardInterrupt:
         program.fail(f"interrupted; to resume, pass --run_dir={path}")
-    print(summary)
-    print(f"run directory: {path}")
-    if program.SUMMARY_JSON.value is not None:
-        with open(program.SUMMARY_JSON.value, "w") as file:
-            json.dump(summary.as_dict(), file, indent=2)
+    program.finish(
+        f"{summary}\nrun directory: {path}",
+        {program.SUMMARY_JSON.value: lambda: program.as_json(summary)},
+    )
 
 
 def _values(names, saved):

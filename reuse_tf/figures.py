@@ -5,6 +5,8 @@ and of the seconds published with Khachatourian (2019), arXiv 1909.05632, which
 are in `benchmark/paper_seconds.csv`: means for 3000 steps, on a CPU.
 """
 
+import io
+import os
 import pathlib
 import sys
 
@@ -14,6 +16,8 @@ import seaborn
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+
+from reuse_tf import files, process
 
 # Seconds are shown for this many steps. What ran fewer is scaled, and marked.
 STEPS = 3000
@@ -25,8 +29,19 @@ STATISTICS = {
     "positions": "positions\nthat see a change",
     "new": "patches\nnever seen before",
 }
-# A column by which files of each kind are known.
+# A column by which files of each kind are known, and the others that are
+# numbers and in every row.
 _KINDS = {"plays": "mode", "layer": "target", "statistics": "box"}
+_NUMBERS = {
+    "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
+    "layer": ("changed", "eager_speed_up", "eager_net"),
+    "statistics": ("downsample", *STATISTICS),
+}
+_TEXTS = {
+    "plays": ("game", "filters", "column"),
+    "layer": ("change",),
+    "statistics": ("game",),
+}
 _PAPER = pathlib.Path(__file__).with_name("benchmark") / "paper_seconds.csv"
 _PAPER_COLUMN = "the paper, reuse"
 _SETTING = ["mode", "downsample", "filters"]
@@ -78,8 +93,24 @@ def read(paths):
                 f"Expected {path} to be a file of the benchmark. Received: "
                 f"columns {', '.join(table.columns)}"
             )
+        _check(table, kinds[0], path)
         tables.setdefault(kinds[0], []).append(table)
     return {kind: pandas.concat(parts) for kind, parts in tables.items()}
+
+
+def _check(table, kind, path):
+    """Raises a `ValueError` unless a file has what its kind is drawn of."""
+    for name in (*_TEXTS[kind], *_NUMBERS[kind]):
+        if name not in table:
+            raise ValueError(f"Expected {path} to have a column {name}")
+        column = table[name]
+        if name in _NUMBERS[kind]:
+            column = pandas.to_numeric(column, errors="coerce")
+        for line in np.flatnonzero(column.isna()):
+            raise ValueError(
+                f"Expected {path} to have a {name} in line {line + 2}. "
+                f"Received: {table[name].iloc[line]}"
+            )
 
 
 def draw(tables):
@@ -466,23 +497,33 @@ def main(argv):
     Args:
         argv: The program and its flags.
     """
+    process.run("reuse_tf.figures", lambda: _main(argv))
+
+
+def _main(argv):
     if "--help" in argv or "-h" in argv:
         print(f"{__doc__}\n{FLAGS.get_help()}")
         return
-    try:
-        _, *stray = FLAGS(argv)
-        if stray:
-            raise ValueError(f"unexpected argument {stray[0]!r}")
-        if not CSV.value:
-            raise ValueError("expected --csv, a file of measurements")
-        folder = pathlib.Path(OUT.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in draw(read(CSV.value)):
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=_DPI)
-            print(path)
-    except (flags.Error, OSError, ValueError) as error:
-        sys.exit(f"reuse_tf.figures: {' '.join(str(error).split())}")
+    _, *stray = FLAGS(argv)
+    if stray:
+        raise flags.Error(f"unexpected argument {stray[0]!r}")
+    if not CSV.value:
+        raise flags.Error("expected --csv, a file of measurements")
+    if not OUT.value:
+        raise flags.Error("expected --out to be a folder, got ''")
+    tables = read([os.path.expanduser(path) for path in CSV.value])
+    folder = pathlib.Path(OUT.value).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in draw(tables):
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=_DPI)
+        paths.append(folder / f"{name}.png")
+        files.write(paths[-1], picture.getvalue())
+    if not paths:
+        raise ValueError("there is nothing to draw in the files")
+    # Last, as they may be read by nobody.
+    print(*paths, sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import atari
+from reuse_tf import atari, process
 from reuse_tf.policy import build_policy, load_policy, sample
 from reuse_tf.runner import Runner, RunnerStats
 
@@ -71,7 +71,7 @@ class Summary:
         values = self.as_dict()
         seconds = values["seconds"]
         returns = (
-            f"{values['mean_return']:.2f} ± {values['std_return']:.2f}"
+            f"{values['mean_return']:.2f} +- {values['std_return']:.2f}"
             if self.returns
             else "no episode ended"
         )
@@ -150,7 +150,7 @@ def play(env, policy, *, steps, reuse="content", seed=None):
     A seed decides the actions and the returns. Whether the policy reuses
     activations makes no difference to them but for the rounding of the
     probabilities. Shows a progress bar if the standard output is a terminal,
-    and a line at the end if not. Ctrl-C ends the play early.
+    and a line at the end if not. Ctrl-C and SIGTERM end the play early.
 
     Args:
         env: An environment as `atari.make` or `atari.make_vector` makes it.
@@ -181,8 +181,8 @@ def play(env, policy, *, steps, reuse="content", seed=None):
     played, in_policy, in_environment = 0, 0.0, 0.0
     frames = games.reset(seed)
     start = end = next_update = time.perf_counter()
-    try:
-        while played < steps:
+    with process.Stop() as stop:
+        while played < steps and not stop.requested:
             begin = time.perf_counter()
             logits = step_policy(frames)
             actions = [sample(row, rng.random()) for row in logits]
@@ -195,8 +195,6 @@ def play(env, policy, *, steps, reuse="content", seed=None):
             if end >= next_update:
                 bar.update(min(played, steps), finalize=False)
                 next_update = end + _INTERVAL
-    except KeyboardInterrupt:
-        pass
     bar.update(min(played, steps), finalize=True)
     stats = stats()
     return Summary(

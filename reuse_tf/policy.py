@@ -10,7 +10,7 @@ import keras
 
 from reuse_tf.convert import convert, plain
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.run_directory import newest_policy
+from reuse_tf.run_directory import policies
 
 
 def build_policy(
@@ -62,10 +62,13 @@ def build_policy(
         if incremental
         else (keras.layers.Conv2D, keras.layers.Dense)
     )
+    # Stated, as a user may have configured other defaults of Keras.
+    dtype = {"dtype": "float32"}
+    positions = {"data_format": "channels_last", **dtype}
     return keras.Sequential(
         [
             keras.Input(input_shape, dtype="uint8", name="frames"),
-            keras.layers.Rescaling(1 / 255, name="scale"),
+            keras.layers.Rescaling(1 / 255, name="scale", **dtype),
             *(
                 conv(
                     count,
@@ -73,11 +76,12 @@ def build_policy(
                     padding="same",
                     activation="relu",
                     name=f"conv{index}",
+                    **positions,
                 )
                 for index, count in enumerate(filters, start=1)
             ),
-            keras.layers.Flatten(name="flatten"),
-            dense(num_actions, use_bias=False, name="logits"),
+            keras.layers.Flatten(name="flatten", **positions),
+            dense(num_actions, use_bias=False, name="logits", **dtype),
         ],
         name="policy",
     )
@@ -101,14 +105,15 @@ def load_policy(path, input_shape, num_actions, incremental=True):
     Raises:
         ValueError: If the file holds no such policy.
     """
-    if os.path.isdir(path):
-        path = newest_policy(path)
+    *older, path = policies(path) if os.path.isdir(path) else [path]
     try:
         model = keras.models.load_model(path)
     # Keras raises errors of many kinds for a file it cannot read.
     except Exception as error:
+        hint = f" The policy before it is {str(older[-1])!r}." if older else ""
+        reason = str(error).rstrip(".")
         raise ValueError(
-            f"Cannot load a policy from {str(path)!r}: {error}"
+            f"Cannot load a policy from {str(path)!r}: {reason}.{hint}"
         ) from error
     for what, expected, received in (
         ("input", (None, *input_shape), model.input_shape),

@@ -1,5 +1,7 @@
 """A picture of a play: the game, and beside it what was recomputed."""
 
+import io
+
 import gymnasium as gym
 import keras
 import numpy as np
@@ -49,21 +51,19 @@ class Recorder(gym.Wrapper):
         self._record(frame)
         return frame, *others
 
-    def save(self, path):
-        """Writes what was recorded so far as an animated GIF.
-
-        Args:
-            path: File to write.
-        """
+    def gif(self):
+        """Returns what was recorded so far, as the bytes of an animated GIF."""
         first, *others = self._pictures
+        file = io.BytesIO()
         first.save(
-            path,
+            file,
             format="GIF",
             save_all=True,
             append_images=others,
             duration=_DURATION,
             loop=0,
         )
+        return file.getvalue()
 
     def _record(self, frame):
         if len(self._fractions) > _STEPS:

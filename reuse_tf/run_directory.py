@@ -2,29 +2,46 @@
 
     flags.json          the run's settings
     episodes.csv        one row per episode
+    learning_curve.png  their returns
+    tensorboard/        a log of each update
     checkpoint-000123/  everything to go on from; the number counts updates
 
 A checkpoint is written beside under the name `checkpoint-000123.tmp`, and
-renamed when it is on the disk, so that one of the final name is complete.
+renamed when it is on the disk, so that one of the final name is complete. The
+last two are kept.
 """
 
 import csv
+import errno
 import fcntl
+import io
+import itertools
 import json
 import os
 import pathlib
 import shutil
 
+from reuse_tf import files
+
 POLICY = "policy.keras"
+CURVE = "learning_curve.png"
 _SETTINGS = "flags.json"
 _EPISODES = "episodes.csv"
 _STATE = "state.json"
 _PREFIX = "checkpoint-"
-_TEMPORARY = ".tmp"
+_TEMPORARY = files.TEMPORARY
+# Checkpoints that are kept: one to go on from if the newest is damaged.
+_KEPT = 2
+# Errors of a path at which there is no file.
+_NONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+_ADVICE = (
+    "Restore it from a copy, or begin another run in another directory "
+    "(--run_dir)."
+)
 
 
-def newest_policy(path):
-    """Returns the path of the newest saved policy of a run.
+def policies(path):
+    """Returns the paths of the saved policies of a run, the newest last.
 
     Args:
         path: A run directory.
@@ -35,19 +52,69 @@ def newest_policy(path):
     checkpoints = _checkpoints(pathlib.Path(path))
     if not checkpoints:
         raise ValueError(f"There is no checkpoint of a run in {str(path)!r}")
-    return checkpoints[-1] / POLICY
+    return [checkpoint / POLICY for checkpoint in checkpoints]
+
+
+def newest_policy(path):
+    """Returns the last of `policies(path)`."""
+    return policies(path)[-1]
 
 
 def saved_settings(path):
-    """Returns the settings of a run, or an empty dict if there is none.
+    """Returns the settings of a run, or None if there is none.
 
     Args:
         path: A run directory, which need not exist.
+
+    Returns:
+        A dict.
+
+    Raises:
+        ValueError: If the file of the settings holds something else.
     """
+    file = pathlib.Path(path) / _SETTINGS
     try:
-        return json.loads((pathlib.Path(path) / _SETTINGS).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+        settings = json.loads(file.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError(f"expected an object, got {settings!r:.40}")
+    except (OSError, ValueError, RecursionError) as error:
+        if getattr(error, "errno", None) in _NONE:
+            return None
+        raise damaged_settings(path, error) from error
+    return settings
+
+
+def damaged_settings(path, error):
+    """Returns the `ValueError` of a run whose settings are damaged."""
+    file = pathlib.Path(path) / _SETTINGS
+    return ValueError(
+        f"{str(file)!r} does not hold the settings of a run: "
+        f"{files.explain(error)}. {_ADVICE}"
+    )
+
+
+def damaged_rows(path, error):
+    """Returns the `ValueError` of a run whose episodes are damaged."""
+    file = pathlib.Path(path) / _EPISODES
+    return ValueError(f"{str(file)!r} is damaged: {error}. {_ADVICE}")
+
+
+def make_new(path):
+    """Makes a directory that was not there, of the next free name.
+
+    Args:
+        path: Its name, to which a number is added if it is taken.
+
+    Returns:
+        The path of the directory.
+    """
+    os.makedirs(os.path.dirname(path) or os.curdir, exist_ok=True)
+    for number in itertools.count(2):
+        try:
+            os.mkdir(path)
+            return path
+        except FileExistsError:
+            path = f"{path.removesuffix(f'-{number - 1}')}-{number}"
 
 
 class RunDirectory:
@@ -63,6 +130,7 @@ class RunDirectory:
     Raises:
         ValueError: If `path` holds something else than a run, or a run of
             other settings, or another process uses it.
+        OSError: If it cannot be written.
     """
 
     def __init__(self, path, settings, *, may_change, columns):
@@ -80,6 +148,7 @@ class RunDirectory:
             # The lock ends with the process, however that ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._check(settings, may_change)
+            self._write_settings(settings)
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, BlockingIOError):
@@ -87,15 +156,16 @@ class RunDirectory:
                     f"Another process is training in `run_dir` {str(path)!r}"
                 ) from error
             raise
-        self._write_settings(settings)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self._episodes is not None:
-            self._episodes.close()
-        os.close(self._lock)
+        try:
+            if self._episodes is not None:
+                self._episodes.close()
+        finally:
+            os.close(self._lock)
 
     def restore(self, read):
         """Goes back to the newest checkpoint, or to an empty run.
@@ -104,28 +174,56 @@ class RunDirectory:
 
         Args:
             read: A function of the checkpoint's directory and the dict that
-                was saved with it. Called if there is a checkpoint.
+                was saved with it, that returns how many rows there were then.
+                Called if there is a checkpoint; it raises an error of any
+                kind if that is damaged.
 
         Returns:
             The rows of `episodes.csv`, as lists of strings.
+
+        Raises:
+            ValueError: If the newest checkpoint or the rows are damaged.
         """
-        for leftover in self.path.glob(f"{_PREFIX}*{_TEMPORARY}"):
-            shutil.rmtree(leftover)
-        file = self.path / _EPISODES
+        for leftover in self._leftovers():
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
         checkpoints = _checkpoints(self.path)
+        file = self.path / _EPISODES
+        rows = []
         if checkpoints:
-            state = json.loads((checkpoints[-1] / _STATE).read_text())
-            size = state.pop("episodes_bytes")
-            if not file.exists() or file.stat().st_size < size:
-                raise ValueError(f"Rows are missing from {str(file)!r}")
-            os.truncate(file, size)
-            read(checkpoints[-1], state)
-        else:
-            with file.open("w", newline="") as new:
-                csv.writer(new).writerow(self._columns)
-        with file.open(newline="") as old:
-            rows = list(csv.reader(old))[1:]
-        self._episodes = file.open("a", newline="")
+            rows = self._rows(_read_newest(checkpoints, read))
+        text = io.StringIO()
+        csv.writer(text).writerows([self._columns, *rows])
+        content = text.getvalue().encode()
+        if not file.is_file() or file.read_bytes() != content:
+            files.write(file, content)
+        self._episodes = file.open("a", newline="", encoding="utf-8")
+        return rows
+
+    def _leftovers(self):
+        """What was being written when the process was killed."""
+        for name in (_SETTINGS, _EPISODES, CURVE, _PREFIX):
+            yield from self.path.glob(f"{name}*{_TEMPORARY}")
+
+    def _rows(self, count):
+        """Reads so many rows of `episodes.csv`, however its lines end."""
+        try:
+            text = (self.path / _EPISODES).read_text("utf-8")
+            lines = [line for line in text.splitlines() if line.strip()]
+            columns, *rows = csv.reader(lines[: count + 1])
+        except (OSError, ValueError, csv.Error) as error:
+            raise damaged_rows(self.path, files.explain(error)) from error
+        if columns != self._columns:
+            raise damaged_rows(
+                self.path,
+                f"expected columns {self._columns}, got {columns}",
+            )
+        if len(rows) < count:
+            raise damaged_rows(
+                self.path, f"rows are missing, {count - len(rows)} of {count}"
+            )
         return rows
 
     @property
@@ -139,40 +237,51 @@ class RunDirectory:
         self._episodes.flush()
 
     def save(self, number, state, write):
-        """Writes a checkpoint, and removes those before it.
+        """Writes a checkpoint, and removes all but the one before it.
+
+        If that fails, the checkpoints are as they were.
 
         Args:
             number: A number above those of all checkpoints so far.
             state: A dict of values that JSON can hold.
             write: A function of a directory, in which it writes files.
+
+        Raises:
+            OSError: If it cannot be written.
         """
         # The rows that the checkpoint counts on are to last as it does.
         os.fsync(self._episodes.fileno())
         final = self.path / f"{_PREFIX}{number:06}"
         temporary = final.with_name(final.name + _TEMPORARY)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        write(temporary)
-        size = os.fstat(self._episodes.fileno()).st_size
-        state = {**state, "episodes_bytes": size}
-        (temporary / _STATE).write_text(json.dumps(state))
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        temporary.rename(final)
-        _sync(self.path)
-        for other in _checkpoints(self.path):
-            if other != final:
-                shutil.rmtree(other)
+        try:
+            temporary.mkdir()
+            write(temporary)
+            (temporary / _STATE).write_text(json.dumps(state))
+            for file in temporary.iterdir():
+                files.sync(file)
+            files.sync(temporary)
+            temporary.rename(final)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        files.sync(self.path)
+        for old in _checkpoints(self.path)[:-_KEPT]:
+            # What has a checkpoint's name is complete.
+            temporary = old.with_name(old.name + _TEMPORARY)
+            old.rename(temporary)
+            shutil.rmtree(temporary)
 
     def _check(self, settings, may_change):
         saved = saved_settings(self.path)
-        if not saved:
-            others = set(os.listdir(self.path)) - {_SETTINGS + _TEMPORARY}
+        if saved is None:
+            leftovers = {path.name for path in self._leftovers()}
+            others = set(os.listdir(self.path)) - leftovers
             if others:
                 raise ValueError(
                     f"`run_dir` {str(self.path)!r} is not empty, and holds no "
-                    f"run: it has {min(others)!r} but no {_SETTINGS}"
+                    f"run: it has {min(others)!r} but no {_SETTINGS}. Expected "
+                    "a run, or a directory that is empty or does not exist"
                 )
             return
         for name, value in json.loads(json.dumps(settings)).items():
@@ -184,23 +293,64 @@ class RunDirectory:
                 )
 
     def _write_settings(self, settings):
-        temporary = self.path / (_SETTINGS + _TEMPORARY)
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-        _sync(temporary)
-        temporary.replace(self.path / _SETTINGS)
-        _sync(self.path)
+        content = (json.dumps(settings, indent=2) + "\n").encode()
+        files.write(self.path / _SETTINGS, content)
 
 
 def _checkpoints(path):
     """Returns the complete checkpoints of a run, the newest last."""
-    return sorted(
-        (
-            checkpoint
-            for checkpoint in path.glob(f"{_PREFIX}*")
-            if _number(checkpoint).isdecimal()
-        ),
-        key=lambda checkpoint: int(_number(checkpoint)),
-    )
+    checkpoints = [
+        checkpoint
+        for checkpoint in path.glob(f"{_PREFIX}*")
+        if _number(checkpoint).isdecimal()
+    ]
+    for checkpoint in checkpoints:
+        if not checkpoint.is_dir():
+            raise ValueError(
+                f"{str(checkpoint)!r} has the name of a checkpoint, and is a "
+                "file. Delete or rename it"
+            )
+    return sorted(checkpoints, key=lambda path: int(_number(path)))
+
+
+def _read_newest(checkpoints, read):
+    """Returns what `read` does of the newest of some checkpoints."""
+
+    def read_one(checkpoint):
+        file = checkpoint / _STATE
+        try:
+            state = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(file, error) from error
+        return read(checkpoint, state)
+
+    def is_whole(checkpoint):
+        try:
+            read_one(checkpoint)
+        except Exception:
+            return False
+        return True
+
+    *older, newest = checkpoints
+    try:
+        return read_one(newest)
+    except Exception as error:
+        whole = next(filter(is_whole, reversed(older)), None)
+        reason = files.explain(error).rstrip(".")
+        raise ValueError(
+            f"Checkpoint {str(newest)!r} is damaged: {reason}. "
+            + (
+                f"There is no older one that is whole. {_ADVICE}"
+                if whole is None
+                else f"{str(whole)!r} before it is whole. To go on from there, "
+                f"delete {str(newest)!r}."
+            )
+        ) from error
+
+
+def damaged(file, error):
+    """Returns the `ValueError` of a file of a checkpoint that is damaged."""
+    return ValueError(f"{file.name}: {files.explain(error)}")
 
 
 def _number(checkpoint):
@@ -211,12 +361,3 @@ def _flag(value):
     if isinstance(value, list):
         return ",".join(map(str, value))
     return value
-
-
-def _sync(path):
-    """Waits until a file or a directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,11 @@
 """Training a policy by REINFORCE, in runs that can be killed and resumed."""
 
 import base64
+import contextlib
 import dataclasses
 import functools
+import io
+import numbers
 import sys
 import time
 from typing import NamedTuple
@@ -12,10 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import atari, reinforce
+from reuse_tf import atari, files, process, reinforce, run_directory
 from reuse_tf.play import Summary, recomputed
 from reuse_tf.policy import build_policy, load_policy, sample
-from reuse_tf.run_directory import POLICY, RunDirectory
+from reuse_tf.run_directory import CURVE, POLICY, RunDirectory
 from reuse_tf.runner import Runner
 
 OPTIMIZERS = {
@@ -24,7 +27,6 @@ OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
 }
 _OPTIMIZER = "optimizer.npz"
-_CURVE = "learning_curve.png"
 # The most bytes of frames whose gradient a runner takes at once: 3000 frames
 # at a downsample of 2.
 _VIDEO_BYTES = 26e6
@@ -87,21 +89,38 @@ class Settings:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self):
-        object.__setattr__(self, "filters", tuple(self.filters))
+        if isinstance(self.filters, (list, tuple)):
+            object.__setattr__(self, "filters", tuple(self.filters))
         if self.batch_episodes is None:
             object.__setattr__(self, "batch_episodes", self.num_envs)
         for name, expected, is_right in (
+            ("game", "a string", lambda v: isinstance(v, str)),
+            ("downsample", "1, 2 or 4", lambda v: v in (1, 2, 4)),
+            ("filters", "positive integers", _are_filters),
             ("reuse", "content, temporal or none", _REUSE.__contains__),
-            ("optimizer", ", ".join(OPTIMIZERS), OPTIMIZERS.__contains__),
-            ("steps", "positive", lambda v: v is None or v > 0),
-            ("episodes", "positive", lambda v: v is None or v > 0),
-            ("learning_rate", "positive", lambda v: 0 < v < np.inf),
-            ("discount", "in [0, 1]", lambda v: 0 <= v <= 1),
-            ("batch_episodes", "positive", lambda v: v > 0),
-            ("entropy", "not negative", lambda v: 0 <= v < np.inf),
-            ("clip_norm", "positive", lambda v: v is None or 0 < v < np.inf),
-            ("num_envs", "positive", lambda v: v > 0),
-            ("checkpoint_seconds", "not negative", lambda v: v >= 0),
+            ("optimizer", ", ".join(OPTIMIZERS), list(OPTIMIZERS).__contains__),
+            ("steps", "positive", lambda v: v is None or _is_count(v)),
+            ("episodes", "positive", lambda v: v is None or _is_count(v)),
+            ("learning_rate", "positive", lambda v: _is_finite(v) and v > 0),
+            ("discount", "in [0, 1]", lambda v: _is_finite(v) and 0 <= v <= 1),
+            ("batch_episodes", "positive", _is_count),
+            ("entropy", "not negative", lambda v: _is_finite(v) and v >= 0),
+            (
+                "clip_norm",
+                "positive",
+                lambda v: v is None or (_is_finite(v) and v > 0),
+            ),
+            ("num_envs", "positive", _is_count),
+            (
+                "seed",
+                "an integer that is not negative",
+                lambda v: _is_count(v) or (_is_finite(v) and v == 0),
+            ),
+            (
+                "checkpoint_seconds",
+                "not negative",
+                lambda v: isinstance(v, numbers.Real) and v >= 0,
+            ),
         ):
             value = getattr(self, name)
             if not is_right(value):
@@ -123,6 +142,47 @@ class Settings:
 # depend on it.
 _MAY_CHANGE = ("steps", "episodes", "checkpoint_seconds")
 _REUSE = ("content", "temporal", "none")
+
+
+def _is_count(value):
+    return isinstance(value, numbers.Integral) and value > 0
+
+
+def _is_finite(value):
+    return isinstance(value, numbers.Real) and -np.inf < value < np.inf
+
+
+def _are_filters(value):
+    return isinstance(value, tuple) and value and all(map(_is_count, value))
+
+
+def saved_settings(run_dir):
+    """Returns the settings of a run.
+
+    Args:
+        run_dir: A run directory, which need not exist.
+
+    Returns:
+        A dict of what `Settings` takes, which is empty if there is no run.
+
+    Raises:
+        ValueError: If the file of the settings is damaged.
+    """
+    saved = run_directory.saved_settings(run_dir)
+    if saved is None:
+        return {}
+    try:
+        names = {field.name for field in dataclasses.fields(Settings)}
+        for what, some in (
+            ("has no", names - saved.keys()),
+            ("has an unknown", saved.keys() - names),
+        ):
+            if some:
+                raise ValueError(f"it {what} {min(some)!r}")
+        Settings(**saved)
+    except ValueError as error:
+        raise run_directory.damaged_settings(run_dir, error) from error
+    return saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,23 +250,30 @@ def train(settings, run_dir, make_env=None):
         A pair of the policy, a plain Keras model, and a `TrainingSummary`.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C, SIGTERM or SIGHUP. However often they
+            come, the last checkpoint is of the last update.
+        OSError: If the directory cannot be written. Its checkpoints are whole.
         ValueError: If the directory is not that of a run, or of one with
-            other settings; if there is no such game; or if the environment is
-            not as above.
+            other settings, or is damaged; if there is no such game; or if the
+            environment is not as above.
         FloatingPointError: If the loss, a gradient, a weight or a logit is
             not finite. The last checkpoint is from before.
     """
     make_env = make_env or functools.partial(
         atari.make, settings.game, downsample=settings.downsample
     )
+    saved_settings(run_dir)  # Are not damaged.
     envs = [make_env() for _ in range(settings.num_envs)]
     frame_shape, num_actions = _spaces(envs[0])
-    with RunDirectory(
-        run_dir,
-        dataclasses.asdict(settings),
-        may_change=_MAY_CHANGE,
-        columns=[name.rstrip("_") for name in _Row._fields],
-    ) as directory:
+    with (
+        process.Stop() as stop,
+        RunDirectory(
+            run_dir,
+            dataclasses.asdict(settings),
+            may_change=_MAY_CHANGE,
+            columns=[name.rstrip("_") for name in _Row._fields],
+        ) as directory,
+    ):
         seeds = np.random.SeedSequence(settings.seed).generate_state(
             settings.num_envs + 1
         )
@@ -217,7 +284,7 @@ def train(settings, run_dir, make_env=None):
         model = build_policy(
             frame_shape, num_actions, settings.filters, incremental=False
         )
-        optimizer = OPTIMIZERS[settings.optimizer](settings.learning_rate)
+        optimizer = _optimizer(settings)
         compiled = reinforce.Optimizer(
             optimizer, model.trainable_variables, settings.clip_norm
         )
@@ -230,29 +297,35 @@ def train(settings, run_dir, make_env=None):
             with open(path / _OPTIMIZER, "wb") as file:
                 np.savez(file, **store)
 
-        def save():
-            state = {
+        def state():
+            return {
                 "progress": dataclasses.asdict(progress),
                 "actions": rng.bit_generator.state,
                 "environments": [_environment_state(env) for env in envs],
             }
-            directory.save(progress.updates, state, write)
 
         def read(path, state):
-            saved = load_policy(
-                path / POLICY, frame_shape, num_actions, incremental=False
-            )
-            model.set_weights(saved.get_weights())
-            with np.load(path / _OPTIMIZER) as store:
-                optimizer.load_own_variables(dict(store))
-            vars(progress).update(state["progress"])
-            rng.bit_generator.state = state["actions"]
-            for env, saved in zip(envs, state["environments"], strict=True):
-                _restore_environment(env, saved)
+            with _reading(path / POLICY):
+                saved = load_policy(
+                    path / POLICY, frame_shape, num_actions, incremental=False
+                )
+                model.set_weights(saved.get_weights())
+            with _reading(path / _OPTIMIZER):
+                _load_optimizer(optimizer, path / _OPTIMIZER)
+            with _reading(path / "state.json"):
+                vars(progress).update(vars(_Progress(**state["progress"])))
+                if not all(map(_is_finite, vars(progress).values())):
+                    raise ValueError(f"expected numbers, got {progress}")
+                rng.bit_generator.state = state["actions"]
+                for env, saved in zip(envs, state["environments"], strict=True):
+                    _restore_environment(env, saved)
+            return progress.episodes
 
-        rows = [_parse(row) for row in directory.restore(read)]
+        rows = _parse(directory.restore(read), directory.path)
+        # As of the last update, to which a play that is stopped goes back.
+        last = state()
         if not directory.is_saved:
-            save()
+            directory.save(progress.updates, last, write)
         evaluate = evaluator(model, settings.reuse)
         bar = _Bar(settings, rows)
         log = _tensorboard(directory.path)
@@ -267,14 +340,24 @@ def train(settings, run_dir, make_env=None):
                 count = min(count, settings.episodes - progress.episodes)
             if settings.steps is not None:
                 max_steps = settings.steps - progress.steps
-            if count <= 0 or (max_steps is not None and max_steps <= 0):
+            finished = count <= 0 or (max_steps is not None and max_steps <= 0)
+            if finished or stop.requested:
                 break
 
             try:
                 evaluate.begin()
                 played, order = _play(
-                    envs, evaluate.act, rng, count, max_steps, progress, bar
+                    envs,
+                    evaluate.act,
+                    rng,
+                    count,
+                    max_steps,
+                    progress,
+                    bar,
+                    stop,
                 )
+                if stop.requested:
+                    break
                 begin = time.perf_counter()
                 episodes = [episode for episode, _ in played]
                 update = _update(evaluate, compiled, episodes, order, settings)
@@ -303,11 +386,12 @@ def train(settings, run_dir, make_env=None):
             ]
             progress.episodes += len(new)
             rows += new
+            last = state()
             directory.append(new)
             log(progress, new, update)
             bar.update(progress.steps, rows)
             if now - saved_at >= settings.checkpoint_seconds:
-                save()
+                directory.save(progress.updates, last, write)
                 saved_updates = progress.updates
                 saved_at = time.perf_counter()
                 if saved_at - drawn_at >= _CURVE_INTERVAL:
@@ -316,7 +400,9 @@ def train(settings, run_dir, make_env=None):
 
         bar.update(progress.steps, rows, finalize=True)
         if saved_updates != progress.updates:
-            save()
+            directory.save(progress.updates, last, write)
+        if not finished:
+            raise KeyboardInterrupt
         _draw(rows, settings, directory.path)
     stats = evaluate.stats
     return model, TrainingSummary(
@@ -341,7 +427,7 @@ class _Slot:
         self.frame, _ = env.reset()
 
 
-def _play(envs, act, rng, count, max_steps, progress, bar):
+def _play(envs, act, rng, count, max_steps, progress, bar, stop):
     """Plays episodes, as many at once as there are environments.
 
     Args:
@@ -352,6 +438,8 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
         max_steps: Steps after which episodes are cut, or None.
         progress: Has its steps and seconds counted up.
         bar: The progress bar.
+        stop: A `process.Stop`, at whose request episodes are left where they
+            are.
 
     Returns:
         Pairs of an `Episode` and how it ended, in the order in which they
@@ -365,7 +453,7 @@ def _play(envs, act, rng, count, max_steps, progress, bar):
     numbers = {}  # by episode
     ends = {}
     played = 0
-    while slots and played != max_steps:
+    while slots and played != max_steps and not stop.requested:
         left = None if max_steps is None else max_steps - played
         begin = time.perf_counter()
         acting = slots[:left]
@@ -550,9 +638,52 @@ def _restore_environment(env, state):
         env.restore_state(ale_py.ALEState(emulator))
 
 
-def _parse(row):
+def _optimizer(settings):
+    """Makes the optimizer of a run."""
+    # Keras keeps the learning rate in its default type, whichever that is.
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float32")
+    try:
+        return OPTIMIZERS[settings.optimizer](settings.learning_rate)
+    finally:
+        keras.config.set_floatx(floatx)
+
+
+def _load_optimizer(optimizer, path):
+    """Reads an optimizer's variables. Keras would skip what does not fit."""
+    # What is not an archive NumPy would leave open.
+    with open(path, "rb") as file, np.load(file) as store:
+        values = dict(store)
+    got = {name: value.shape for name, value in values.items()}
+    want = {str(i): tuple(v.shape) for i, v in enumerate(optimizer.variables)}
+    if got != want:
+        raise ValueError(f"expected arrays of shapes {want}, got {got}")
+    optimizer.load_own_variables(values)
+
+
+@contextlib.contextmanager
+def _reading(file):
+    """Has errors name the file of a checkpoint that they come from."""
+    try:
+        yield
+    # A damaged file is a zip, HDF5, JSON, Keras or emulator error.
+    except Exception as error:
+        raise run_directory.damaged(file, error) from error
+
+
+def _parse(rows, path):
+    """Returns rows of `episodes.csv` as `_Row`s."""
     kinds = _Row.__annotations__.values()
-    return _Row(*(kind(value) for kind, value in zip(kinds, row, strict=True)))
+    parsed = []
+    for row in rows:
+        try:
+            pairs = zip(kinds, row, strict=True)
+            parsed.append(_Row(*(kind(value) for kind, value in pairs)))
+        except ValueError as error:
+            raise run_directory.damaged_rows(
+                path, f"row {len(parsed) + 1} is {','.join(row)!r}: {error}"
+            ) from error
+    return parsed
 
 
 class _Bar:
@@ -620,6 +751,12 @@ def _tensorboard(path):
     )
 
     def log(progress, rows, update):
+        try:
+            write(progress, rows, update)
+        except tf.errors.OpError as error:
+            raise OSError(f"cannot write {error.message}") from error
+
+    def write(progress, rows, update):
         with writer().as_default(step=progress.steps):
             for name, value in {
                 "return": np.mean([row.return_ for row in rows]),
@@ -663,6 +800,6 @@ def _draw(rows, settings, path):
         xlabel="steps",
         ylabel="return",
     )
-    temporary = path / (_CURVE + ".tmp")
-    figure.savefig(temporary, format="png", dpi=100)
-    temporary.replace(path / _CURVE)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    files.write(path / CURVE, picture.getvalue())

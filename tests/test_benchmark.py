@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 import sys
 
@@ -9,6 +10,7 @@ import children
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_files import full_disk
 
 from reuse_tf import Runner, atari
 from reuse_tf.benchmark import __main__ as program
@@ -216,6 +218,7 @@ BAD_ARGUMENTS = {
     "--seed=-1": "seed",
     "--out=missing/layer.csv": "out",
     "--out=.": "out",
+    "--out=": "out",
     "--layers=3": "layers",
     "stray": "stray",
 }
@@ -259,6 +262,95 @@ def test_the_command_is_named_in_full():
 def test_help(arguments, named, capsys):
     program.main(["benchmark", *arguments, "--help"])
     assert named in capsys.readouterr().out
+
+
+# -- Files and output --------------------------------------------------------
+
+STATISTICS = ["statistics", "--games=Pong", "--downsample=4", "--steps=5"]
+
+
+def failure_of(*arguments):
+    """Runs a command that fails; returns the line that it ends in."""
+    unparse()
+    with pytest.raises(SystemExit) as failure:
+        program.main(["benchmark", *arguments])
+    message = failure.value.code
+    assert message.startswith("reuse_tf.benchmark: ") and "\n" not in message
+    return message
+
+
+def broken_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w")
+
+
+@pytest.mark.parametrize(
+    ("open_output", "named"),
+    [
+        (lambda: open("/dev/full", "w"), "No space left on device"),
+        (broken_pipe, "Broken pipe"),
+    ],
+)
+def test_an_output_that_cannot_be_written(
+    open_output, named, tmp_path, monkeypatch
+):
+    path = tmp_path / "rows.csv"
+    for arguments in ([*STATISTICS, f"--out={path}"], ["--help"]):
+        with open_output() as output, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            assert f"standard output: {named}" in failure_of(*arguments)
+    # Of a full output the heading alone would have been told.
+    (row,) = rows_of(path) if path.exists() else [{"game": "Pong"}]
+    assert row["game"] == "Pong"
+
+
+def test_an_output_of_ascii(tmp_path, monkeypatch):
+    with (
+        open(tmp_path / "out.txt", "w", encoding="ascii") as output,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", output)
+        program.main(["benchmark", "layer", *TINY, "--rounds=1"])
+    assert "| dense ?s |" in (tmp_path / "out.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"my only notes", "other columns"),
+        (b"my notes\nof today", "other columns"),
+        (b"\xff\xfe\0", "other columns"),
+        (b"game,downsample,steps,seed,new\nPong,4\n", "line 2 has not one"),
+        (b"game,downsample,steps,seed\nPong,4,5,0,1\n", "line 2 has not one"),
+    ],
+)
+def test_a_file_of_something_else_stays_as_it_is(content, named, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    message = failure_of(*STATISTICS, f"--out={path}")
+    assert str(path) in message and named in message
+    assert path.read_bytes() == content
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "rows.csv"
+    # In the first row, and in the middle of the second one.
+    for size, steps in ((10, 5), (100, 6)):
+        command = [*STATISTICS[:-1], f"--steps={steps}", "--out=~/rows.csv"]
+        before = rows_of(path) if path.exists() else []
+        with open(os.devnull, "w") as nowhere, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", nowhere)
+            with full_disk(size):
+                message = failure_of(*command)
+        assert message.endswith(f"'{path}': File too large")
+        assert path.exists() == bool(before)
+        # What was not written to its end is measured again.
+        unparse()
+        program.main(["benchmark", *command])
+        rows = rows_of(path)
+        assert rows[:-1] == before and rows[-1]["steps"] == str(steps)
 
 
 # -- Replays -----------------------------------------------------------------

@@ -1,7 +1,11 @@
 """Every figure, made from small files of measurements."""
 
+import pathlib
+import sys
+
 import numpy as np
 import pytest
+from test_files import full_disk
 
 from reuse_tf import figures
 
@@ -266,8 +270,61 @@ def test_the_program(tmp_path, capsys):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_figures_are_written_before_anything_is_printed(tmp_path, monkeypatch):
+    path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
+    command = ["figures", f"--csv={path}", f"--out={tmp_path / 'figures'}"]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as failure:
+            figures.main(command)
+    message = failure.value.code
+    assert message == (
+        "reuse_tf.figures: cannot write to the standard output: No space left "
+        "on device"
+    )
+    pictures = sorted((tmp_path / "figures").iterdir())
+    assert len(pictures) == 3
+    before = [picture.read_bytes() for picture in pictures]
+    for content in before:
+        assert content.startswith(b"\x89PNG") and b"IEND" in content[-12:]
+    # And stay whole if they cannot be written again.
+    monkeypatch.undo()
+    with full_disk(1000), pytest.raises(SystemExit) as failure:
+        figures.main(command)
+    assert failure.value.code.endswith(".png': File too large")
+    assert [picture.read_bytes() for picture in pictures] == before
+    assert sorted((tmp_path / "figures").iterdir()) == pictures
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"steps": "many"}, "a steps in line 2. Received: many"),
+        ({"total_seconds": ""}, "a total_seconds in line 2. Received: nan"),
+        ({"game": ""}, "a game in line 2"),
+        ({"policy_seconds": None}, "to have a column policy_seconds"),
+    ],
+)
+def test_damaged_measurements_are_one_clear_line(change, named, tmp_path):
+    rows = plays(HEATMAPS[:1])
+    (name,) = change
+    if change[name] is None:
+        for row in rows:
+            del row[name]
+    else:
+        rows[0] |= change
+    path = write(tmp_path / "infer.csv", rows)
+    with pytest.raises(SystemExit) as failure:
+        figures.main(["figures", f"--csv={path}", f"--out={tmp_path}"])
+    message = failure.value.code
+    assert message.startswith(f"reuse_tf.figures: Expected {path} to have ")
+    assert named in message and "\n" not in message
+
+
 BAD_ARGUMENTS = {
     "--csv=missing.csv": "missing.csv",
+    "--csv=header.csv": "nothing to draw",
+    "--csv=bytes.csv": "bytes.csv",
     "--csv=other.csv": "other.csv to be a file of the benchmark",
     "--csv=empty.csv": "empty.csv",
     "--out=figures": "--csv",
@@ -283,6 +340,11 @@ def test_a_bad_argument_is_one_clear_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\0\n")
+    header = write(tmp_path / "header.csv", plays(HEATMAPS[:1])[:1])
+    (tmp_path / "header.csv").write_text(
+        pathlib.Path(header).read_text().splitlines()[0] + "\n"
+    )
     with pytest.raises(SystemExit) as failure:
         figures.main(["figures", argument])
     message = failure.value.code

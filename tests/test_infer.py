@@ -13,9 +13,12 @@ import children
 import gymnasium as gym
 import keras
 import numpy as np
+import programs
 import pytest
 from PIL import Image
+from test_files import full_disk
 
+import infer as program_infer
 from reuse_tf import atari
 from reuse_tf.play import Summary, play, prepare
 from reuse_tf.policy import build_policy
@@ -53,22 +56,55 @@ BAD_ARGUMENTS = {
     "--num_envs=0": "num_envs",
     "--seed=-1": "seed",
     "--checkpoint=missing.keras": "checkpoint",
-    "--summary_json=missing/summary.json": "summary_json",
+    "--checkpoint=": "checkpoint",
+    "--summary_json=missing/summary.json": "No such file or directory",
     "--summary_json=.": "summary_json",
+    "--summary_json=": "summary_json",
+    "--summary_json=there/": "Is a directory",
+    f"--summary_json={'x' * 250}": "File name too long",
     "--record=missing/agent.gif": "record",
+    "--record=": "record",
     "--frames=3": "frames",
     "stray": "stray",
 }
 
 
 @pytest.mark.parametrize(("argument", "named"), BAD_ARGUMENTS.items())
-def test_a_bad_argument_is_one_clear_line(argument, named):
-    result = infer(argument)
+def test_a_bad_argument_is_one_clear_line(argument, named, capsys):
+    assert_one_line(infer_here(argument), named)
+    assert capsys.readouterr().out == ""
+    assert os.listdir() == []
+
+
+def infer_here(*arguments):
+    return programs.run_here("infer.py", program_infer.main, *arguments)
+
+
+def assert_one_line(message, *named):
+    assert message.startswith("infer.py: ")
+    assert len(message.splitlines()) == 1
+    for name in named:
+        assert name in message
+
+
+def test_a_bad_argument_is_all_that_is_said():
+    result = infer("--seed=-1")
     assert result.returncode == 1
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("infer.py: ")
-    assert named in line
+    assert_one_line(result.stderr, "seed")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    named = f"'{os.getcwd()}': Permission denied"
+    assert_one_line(infer_here("--summary_json=new.json"), "new.json", named)
+    pathlib.Path("old.json").touch()
+    assert_one_line(infer_here("--record=old.json"), "Permission denied")
+
+
+def test_one_file_cannot_be_two():
+    message = infer_here("--record=x", "--summary_json=x")
+    assert_one_line(message, "--record", "--summary_json")
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_clear_line():
@@ -77,13 +113,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line():
         env.observation_space.shape, int(env.action_space.n), (2,)
     )
     policy.save("policy.keras")
-    result = infer("--checkpoint=policy.keras", "--downsample=2")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert "policy.keras" in line
-    assert "(None, 105, 80, 1)" in line
-    assert "(None, 53, 40, 1)" in line
+    assert_one_line(
+        infer_here("--checkpoint=policy.keras", "--downsample=2"),
+        "policy.keras",
+        "(None, 105, 80, 1)",
+        "(None, 53, 40, 1)",
+    )
 
 
 def test_the_summary_is_printed_and_written():
@@ -132,10 +167,8 @@ def test_a_moving_picture_is_recorded():
     with Image.open("agent.gif") as picture:
         assert picture.format == "GIF"
         assert 20 <= picture.n_frames <= 26
-    result = infer(*arguments, "--record=agent.gif", "--num_envs=2")
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert "--record" in line
+    message = infer_here(*arguments, "--record=agent.gif", "--num_envs=2")
+    assert_one_line(message, "--record")
 
 
 def test_interrupting_prints_the_summary_of_what_was_played():
@@ -164,6 +197,113 @@ def test_interrupting_prints_the_summary_of_what_was_played():
     summary = json.loads(pathlib.Path("summary.json").read_text())
     assert 0 < summary["steps"] < 100000000
     assert re.search(rf"steps: +{summary['steps']}\s", output.decode())
+
+
+# -- What is written, and where ------------------------------------------------
+
+OUTPUTS = [*SMALL, "--steps=40", "--record=a.gif", "--summary_json=s.json"]
+
+
+def assert_outputs():
+    """The files of `OUTPUTS` are whole."""
+    assert json.loads(pathlib.Path("s.json").read_text())["steps"] == 40
+    with Image.open("a.gif") as picture:
+        assert picture.n_frames == 21
+        picture.seek(20)
+        picture.load()
+    assert set(os.listdir()) <= {"s.json", "a.gif", "out.txt"}
+
+
+def infer_to(stream, monkeypatch):
+    """Plays, with a standard output that is this file."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        return infer_here(*OUTPUTS)
+
+
+def test_a_full_output_is_one_clear_line_and_the_files_are_whole(monkeypatch):
+    with open("/dev/full", "w") as full:
+        message = infer_to(full, monkeypatch)
+    assert_one_line(message, "standard output: No space left on device")
+    assert_outputs()
+
+
+def test_an_output_that_nobody_reads_is_one_clear_line(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:
+        message = infer_to(pipe, monkeypatch)
+    assert_one_line(message, "standard output: Broken pipe")
+    assert_outputs()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_output_that_is_not_unicode(encoding, monkeypatch):
+    with open("out.txt", "w", encoding=encoding) as file:
+        file.isatty = lambda: True  # A bar has other characters than a line.
+        assert infer_to(file, monkeypatch) is None
+    text = pathlib.Path("out.txt").read_text(encoding)
+    assert re.search(r"steps: +40\n", text)
+    assert_outputs()
+
+
+def test_a_deviation_is_shown_in_any_encoding(monkeypatch):
+    summary = Summary("Pong", 2, 1.0, 1.0, 2.0, (1.0, 2.0), {})
+    str(summary).encode("ascii")
+
+
+def test_a_closed_output_is_one_clear_line_and_the_files_are_whole():
+    result = children.run(
+        *("sh", "-c", 'exec "$0" "$@" >&-', sys.executable, INFER, *OUTPUTS)
+    )
+    assert result.returncode == 1
+    assert_one_line(result.stderr, "standard output: it is closed")
+    assert_outputs()
+
+
+def test_help_to_a_full_output_is_one_clear_line():
+    with open("/dev/full", "w") as full:
+        result = infer("--help", stdout=full)
+    assert_one_line(result.stderr, "standard output: No space left on device")
+
+
+def test_the_summary_goes_to_the_standard_output():
+    """To a file here, of which nothing else is overwritten."""
+    with open("out.txt", "wb") as file:
+        result = infer(
+            *(*SMALL, "--steps=40", "--summary_json=/dev/stdout"), stdout=file
+        )
+    assert result.stderr == ""
+    assert result.returncode == 0
+    text = pathlib.Path("out.txt").read_text()
+    assert text.startswith("40/40")
+    begin, end = text.index("{"), text.rindex("}") + 1
+    assert json.loads(text[begin:end])["steps"] == 40
+    assert re.match(r"\s+game: +Pong\nsteps: +40\n", text[end:])
+
+
+def test_a_full_disk_keeps_what_was_there(monkeypatch):
+    for name in ("a.gif", "s.json"):
+        pathlib.Path(name).write_text("old")
+    with full_disk(300):
+        message = infer_here(*OUTPUTS)
+    assert_one_line(message, "'a.gif': File too large", "'s.json': File too")
+    for name in ("a.gif", "s.json"):
+        assert pathlib.Path(name).read_text() == "old"
+    # One of them fits.
+    with full_disk(3000):
+        assert_one_line(infer_here(*OUTPUTS), "'a.gif': File too large")
+    assert json.loads(pathlib.Path("s.json").read_text())["steps"] == 40
+    assert pathlib.Path("a.gif").read_text() == "old"
+
+
+def test_a_tilde_is_the_home_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    arguments = [*SMALL, "--steps=2", "--summary_json=~/s.json"]
+    assert infer_here(*arguments) is None
+    assert os.listdir(tmp_path / "home") == ["s.json"]
+    assert_one_line(infer_here("--checkpoint=~/x.keras"), "no such file")
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Pong"])
@@ -254,10 +394,8 @@ def test_logits_that_are_not_finite_end_the_play():
         with pytest.raises(FloatingPointError, match="not finite"):
             play(env, policy, steps=3, reuse=reuse, seed=0)
     policy.save("policy.keras")
-    result = infer("--checkpoint=policy.keras", "--downsample=4")
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert "not finite" in line
+    message = infer_here("--checkpoint=policy.keras", "--downsample=4")
+    assert_one_line(message, "not finite")
 
 
 def other_policy(env, *layers):
@@ -295,11 +433,8 @@ def test_what_cannot_be_reused_is_one_clear_line():
     )
     policy.save("policy.keras")
     arguments = ["--checkpoint=policy.keras", "--downsample=4", "--steps=5"]
-    result = infer(*arguments)
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert "'top'" in line and "--reuse=none" in line
-    assert infer(*arguments, "--reuse=none").returncode == 0
+    assert_one_line(infer_here(*arguments), "'top'", "--reuse=none")
+    assert infer_here(*arguments, "--reuse=none") is None
 
 
 # -- Several environments ----------------------------------------------------

@@ -1,5 +1,11 @@
 """Policies: construction, conversion, loading, and drawing actions."""
 
+import json
+import os
+import sys
+
+import children
+import defaults
 import keras
 import numpy as np
 import pytest
@@ -153,3 +159,25 @@ def test_logits_that_are_not_finite_are_refused(bad, index):
     logits[index] = bad
     with pytest.raises(FloatingPointError, match="not finite"):
         sample(logits, 0.5)
+
+
+@pytest.mark.parametrize("floatx", ["float16", "float64"])
+def test_other_defaults_of_keras_change_nothing(floatx, tmp_path):
+    configured = {"floatx": floatx, "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(configured))
+    result = children.run(
+        *(sys.executable, defaults.__file__, tmp_path / "built.npz"),
+        env=children.environment(
+            KERAS_HOME=str(tmp_path),
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+        ),
+    )
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "built.npz") as store:
+        got = dict(store)
+    assert got.pop("defaults").tolist() == [floatx, "channels_first"]
+    want = defaults.built()
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_array_equal(got[name], array)

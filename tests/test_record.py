@@ -63,7 +63,7 @@ def test_the_picture_shows_what_is_computed(reuse, tmp_path):
         assert np.mean(fractions) == pytest.approx(
             conv2.new_rows / conv2.positions
         )
-    recorder.save(tmp_path / "agent.gif")
+    (tmp_path / "agent.gif").write_bytes(recorder.gif())
     with Image.open(tmp_path / "agent.gif") as picture:
         # Every second one; equal pictures that follow each other are one.
         assert 15 <= picture.n_frames <= 21

@@ -2,7 +2,7 @@
 
 import contextlib
 import csv
-import gc
+import errno
 import json
 import os
 import pathlib
@@ -12,18 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import children
 import gymnasium as gym
 import keras
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 from absl import flags
-from absl.testing import flagsaver
 from catch import Catch
+from test_files import full_disk
 
-import program
+import infer
 import train as program_train
 from reuse_tf import policy, run_directory, training
 from reuse_tf.policy import load_policy
@@ -95,7 +97,6 @@ def assert_same_run(got, want):
         state = json.loads(
             (newest_policy(path).parent / "state.json").read_text()
         )
-        state.pop("episodes_bytes", None)
         for name in list(state["progress"]):
             if "seconds" in name:
                 del state["progress"][name]
@@ -280,13 +281,15 @@ def test_a_seed_decides_everything(whole):
 def test_a_run_leaves_these_files_and_nothing_else():
     model, _ = train(settings(), "runs/one", Catch)
     assert files_of("runs/one") == [
+        "checkpoint-000005",
         "checkpoint-000006",
         "episodes.csv",
         "flags.json",
         "learning_curve.png",
         "tensorboard",
     ]
-    assert files_of("runs/one/checkpoint-000006") == CHECKPOINT
+    for number in (5, 6):
+        assert files_of(f"runs/one/checkpoint-00000{number}") == CHECKPOINT
     saved = run_directory.saved_settings("runs/one")
     assert Settings(**saved) == settings()
     curve = pathlib.Path("runs/one/learning_curve.png").read_bytes()
@@ -360,8 +363,8 @@ def test_a_finished_run_is_left_as_it_is(run):
     assert len(summary.returns) == len(rows_of(run)) == 12
 
 
-class Stopped(Exception):
-    pass
+class Stopped(BaseException):
+    """Stands for a kill, after which nothing is tidied up."""
 
 
 def test_a_run_that_was_stopped_before_its_first_update_goes_on(
@@ -432,6 +435,7 @@ def test_a_stop_within_a_save_leaves_a_whole_checkpoint(
         def read(path, state):
             assert state == {"number": np.load(path / "number.npy")}
             restored.append(state["number"])
+            return state["number"]
 
         rows = directory.restore(read)
         first = restored[0] if restored else 0
@@ -456,6 +460,7 @@ def test_a_stop_within_a_save_leaves_a_whole_checkpoint(
     with open_run() as directory:
         assert go_on(directory) == 5
     assert files_of("run") == [
+        "checkpoint-000004",
         "checkpoint-000005",
         "episodes.csv",
         "flags.json",
@@ -471,8 +476,9 @@ def test_what_a_killed_run_left_is_cleared_away(whole, monkeypatch):
     assert files_of(run / "checkpoint-000002") == CHECKPOINT
     assert (run / "checkpoint-000003.tmp").exists()
     # Older than the newest, and rows that no checkpoint counts on.
-    (run / "checkpoint-000001").mkdir()
-    (run / "flags.json.tmp").write_text("{")
+    (run / "checkpoint-000000.tmp").mkdir()
+    (run / "flags.json.0a.tmp").write_text("{")
+    (run / "learning_curve.png.0a.tmp").touch()
     with (run / "episodes.csv").open("a") as file:
         file.write("7,4,6,1.0,terminated,42,0.1\n8,4,6,1")
     train(settings(), "run", Catch)
@@ -480,10 +486,245 @@ def test_what_a_killed_run_left_is_cleared_away(whole, monkeypatch):
     assert files_of("run") == files_of(whole)
 
 
-def test_missing_rows_are_an_error(run):
-    (run / "episodes.csv").write_text("episode\n")
-    with pytest.raises(ValueError, match="Rows are missing"):
+# Damage.
+
+
+def damaged_settings(run):
+    """Each way of damaging a run's settings, and what is said of it."""
+    file = run / "flags.json"
+    whole = json.loads(file.read_text())
+    for content, named in (
+        (b"", "line 1"),
+        (b"{", "line 1"),
+        (b'{"a": "\xff"}', "'utf-8'"),
+        (b"[1]", "expected an object, got [1]"),
+        (b"null", "expected an object, got None"),
+        (whole | {"colour": 1}, "it has an unknown 'colour'"),
+        ({**whole, "seed": None}, "`seed`"),
+        ({k: v for k, v in whole.items() if k != "seed"}, "it has no 'seed'"),
+        (whole | {"filters": 5}, "`filters`"),
+        (whole | {"filters": ["4"]}, "`filters`"),
+        (whole | {"game": 3}, "`game`"),
+        (whole | {"steps": "many"}, "`steps`"),
+        (whole | {"learning_rate": "fast"}, "`learning_rate`"),
+    ):
+        if isinstance(content, dict):
+            content = json.dumps(content).encode()
+        file.write_bytes(content)
+        yield named
+    file.unlink()
+    file.mkdir()
+    yield "Is a directory"
+
+
+def test_damaged_settings_are_one_clear_line(run):
+    files = sorted(run.rglob("*"))
+    for named in damaged_settings(run):
+        for arguments in (
+            ("train.py", program_train.main, f"--run_dir={run}"),
+            ("infer.py", infer.main, f"--checkpoint={run}"),
+        ):
+            message = programs.run_here(*arguments)
+            assert message.startswith(f"{arguments[0]}: '{run}/flags.json'")
+            assert named in message
+            assert "Restore it" in message and "--run_dir" in message
+            assert len(message.splitlines()) == 1
+        with pytest.raises(ValueError, match="flags.json"):
+            train(settings(), run, Catch)
+    assert sorted(run.rglob("*")) == files
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change_state(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+DAMAGES = {
+    "optimizer.npz": {
+        "cut": cut,
+        "empty": lambda file: file.write_bytes(b""),
+        "missing": lambda file: file.unlink(),
+        "of others": lambda file: np.savez(file, np.zeros(3)),
+        "not arrays": lambda file: file.write_text("hello"),
+    },
+    "state.json": {
+        "cut": cut,
+        "empty": lambda file: file.write_bytes(b""),
+        "missing": lambda file: file.unlink(),
+        "a list": lambda file: file.write_text("[]"),
+        "of others": lambda file: file.write_text("{}"),
+        "progress": lambda file: change_state(file, progress={"days": 1}),
+        "words": lambda file: change_state(file, progress={"steps": "1"}),
+        "actions": lambda file: change_state(file, actions={"state": 1}),
+        "environments": lambda file: change_state(file, environments=[]),
+    },
+    "policy.keras": {
+        "cut": cut,
+        "missing": lambda file: file.unlink(),
+        "of others": lambda file: policy.build_policy((5, 5, 1), 3, (1,)).save(
+            file
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name, kinds in DAMAGES.items() for damage in kinds],
+)
+def test_a_damaged_checkpoint_and_how_to_go_on(name, damage, run):
+    newest, older = run / "checkpoint-000006", run / "checkpoint-000005"
+    DAMAGES[name][damage](newest / name)
+    # Warnings are lines, too.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError) as failure:
+            train(settings(episodes=20), run, Catch)
+    message = str(failure.value)
+    assert message.startswith(f"Checkpoint '{newest}' is damaged: {name}: ")
+    assert f"'{older}' before it is whole" in message
+    assert message.endswith(f"delete '{newest}'.")
+    shutil.rmtree(older)
+    with pytest.raises(ValueError, match="no older one.*begin another run"):
         train(settings(episodes=20), run, Catch)
+
+
+def test_going_on_from_the_checkpoint_before_is_the_same_to_the_bit(run, whole):
+    shutil.rmtree(run / "checkpoint-000006")
+    train(settings(), run, Catch)
+    assert_same_run(run, whole)
+    assert files_of(run) == files_of(whole)
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_refused(run):
+    (run / "checkpoint-000009").touch()
+    for call in (
+        lambda: train(settings(episodes=20), run, Catch),
+        lambda: load_policy(run, (21, 21, 1), 3),
+    ):
+        with pytest.raises(ValueError, match=r"checkpoint-000009' .*Delete"):
+            call()
+    (run / "checkpoint-000009").unlink()
+    (run / "checkpoint-000009.tmp").touch()
+    (run / "checkpoint-old").touch()
+    train(settings(), run, Catch)
+    assert not (run / "checkpoint-000009.tmp").exists()
+
+
+def test_a_damaged_policy_cannot_be_played(run):
+    cut(run / "checkpoint-000006" / "policy.keras")
+    with pytest.raises(
+        ValueError,
+        match="-000006/policy.keras'.* before it is '.*-000005/policy.keras'",
+    ):
+        load_policy(run, (21, 21, 1), 3)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
+def test_rows_may_end_in_any_way(end, run, whole):
+    file = run / "episodes.csv"
+    lines = file.read_text().split()
+    file.write_bytes("".join(line + end for line in lines).encode())
+    shutil.rmtree(run / "checkpoint-000006")
+    train(settings(), run, Catch)
+    assert_same_run(run, whole)
+    assert file.read_bytes().count(b"\n") == 13
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda lines: lines[:-1], "rows are missing, 1 of 12"),
+        (lambda lines: [], "is damaged: not enough values"),
+        (lambda lines: ["episode", *lines[1:]], "expected columns"),
+        (lambda lines: [*lines[:5], "5,3", *lines[6:]], "row 5 is '5,3'"),
+        (lambda lines: [*lines[:5], "a,b,c,d,e,f,g", *lines[6:]], "row 5"),
+        (lambda lines: [*lines[:5], "\0", *lines[6:]], "row 5|NUL"),
+    ],
+)
+def test_damaged_rows_are_one_clear_line(damage, named, run):
+    file = run / "episodes.csv"
+    file.write_text("".join(f"{x}\n" for x in damage(file.read_text().split())))
+    with pytest.raises(ValueError, match=named) as failure:
+        train(settings(episodes=20), run, Catch)
+    assert str(failure.value).startswith(f"'{file}' is damaged: ")
+    assert "Restore it" in str(failure.value)
+
+
+# A full disk.
+
+
+@pytest.mark.parametrize("size", [100, 10_000])
+def test_a_full_disk_leaves_the_last_checkpoints(size, run, whole):
+    with full_disk(size), pytest.raises(OSError) as failure:
+        train(settings(episodes=20), run, Catch)
+    assert "File too large" in str(failure.value)
+    names = [name for name in files_of(run) if name != "tensorboard"]
+    assert names == [name for name in files_of(whole) if name != "tensorboard"]
+    train(settings(), run, Catch)
+    assert_same_run(run, whole)
+
+
+def test_a_full_disk_is_one_clear_line(monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x")
+
+    monkeypatch.setattr(training, "train", full)
+    assert_one_line(
+        run_here("--run_dir=run"), "'run/x': No space left", "--run_dir=run"
+    )
+
+
+def test_runs_of_the_same_second_get_directories_of_their_own(monkeypatch):
+    paths = []
+
+    def record(settings, path):
+        assert os.listdir(path) == []
+        paths.append(path)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", record)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for _ in range(3):
+        assert_one_line(run_here("--seed=7"), "enough")
+    assert paths == [f"runs/Pong-7-now{end}" for end in ("", "-2", "-3")]
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+)
+def test_a_signal_saves_the_last_update(number, times, whole, request):
+    default = signal.default_int_handler
+    if number != signal.SIGINT:
+        default = signal.SIG_DFL
+    old = signal.signal(number, default)
+    request.addfinalizer(lambda: signal.signal(number, old))
+
+    class Asking(Catch):
+        steps = 0
+
+        def step(self, action):
+            Asking.steps += 1
+            if Asking.steps == 40:
+                for _ in range(times):
+                    signal.raise_signal(number)
+            return super().step(action)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(checkpoint_seconds=1e6), "run", Asking)
+    assert signal.getsignal(number) is default
+    assert Asking.steps == 40 or Asking.steps == 41
+    assert newest_policy("run").parent.name == "checkpoint-000003"
+    assert len(rows_of("run")) == 6
+    train(settings(), "run", Catch)
+    assert_same_run("run", whole)
 
 
 def test_a_directory_is_used_by_one_process_at_a_time():
@@ -601,6 +842,9 @@ BAD_ARGUMENTS = {
     "--num_envs=0": "num_envs",
     "--checkpoint_seconds=-1": "checkpoint_seconds",
     "--summary_json=missing/summary.json": "summary_json",
+    "--summary_json=": "summary_json",
+    "--run_dir=": "run_dir",
+    f"--run_dir={'x' * 300}": "x' as `run_dir`: File name too long",
     "--frames=3": "frames",
     "stray": "stray",
 }
@@ -613,14 +857,7 @@ def test_a_bad_argument_is_one_clear_line(argument, named):
 
 
 def run_here(*arguments):
-    """Runs train.py in this process: its exit code, or what it exits with."""
-    argv = ["train.py", *arguments]
-    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as exit_:
-            program.run(program_train.main)
-    gc.unfreeze()  # What other tests have made is not to stay.
-    return exit_.value.code
+    return programs.run_here("train.py", program_train.main, *arguments)
 
 
 def assert_one_line(message, *named):
@@ -637,7 +874,7 @@ def test_a_bad_argument_is_all_that_is_said():
     assert_one_line(result.stderr, "seed")
 
 
-def test_the_program_trains_resumes_and_refuses_other_settings():
+def test_the_program_trains_resumes_and_refuses_other_settings(monkeypatch):
     result = run_alone(
         "train.py",
         *(*SMALL, "--reuse=none", "--num_envs=2", "--steps=600"),
@@ -650,7 +887,9 @@ def test_the_program_trains_resumes_and_refuses_other_settings():
     assert summary["steps"] == 600
     assert summary["seconds"]["update"] > 0
     # Those of the run, where no flags are given.
-    assert run_here("--run_dir=run", "--steps=700") is None
+    monkeypatch.setenv("HOME", str(pathlib.Path.cwd()))
+    assert run_here("--run_dir=~/run", "--steps=700") is None
+    assert not pathlib.Path("~").exists()
     assert rows_of("run")[-1]["steps"] == "700"
     assert_one_line(
         run_here("--run_dir=run", "--filters=3,4"),
@@ -668,11 +907,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
     arguments += ["--steps=2000", "--checkpoint_seconds=0"]
     assert run_here(*arguments, "--run_dir=whole") is None
     wait = random.Random(0).uniform
-    for _ in range(2):
+    for signals, seconds in (
+        ([signal.SIGKILL], 0),
+        ([signal.SIGTERM, signal.SIGINT], 1000),
+    ):
         with children.started(
             *(sys.executable, ROOT / "train.py", *arguments, "--run_dir=run"),
+            f"--checkpoint_seconds={seconds}",
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
         ) as process:
             # Once it plays, at some moment of an update or a save.
             children.wait_until(lambda: len(episodes_of("run")) >= 2, process)
@@ -681,7 +925,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
                 lambda more=more: len(episodes_of("run")) >= more, process
             )
             time.sleep(wait(0, 0.1))
-        assert process.returncode == -signal.SIGKILL
+            for number in signals:
+                process.send_signal(number)
+            _, errors = process.communicate(timeout=children.LONG)
+    # The last one has saved the last update.
+    assert process.returncode == 1
+    assert_one_line(errors, "interrupted; to resume, pass --run_dir=run")
+    last = rows_of("run")[-1]["update"]
+    assert newest_policy("run").parent.name == f"checkpoint-{int(last):06}"
     assert run_here(*arguments, "--run_dir=run") is None
     assert_same_run("run", "whole")
     assert files_of("run") == files_of("whole")

@@ -25,36 +25,29 @@ def main(argv):
     Args:
         argv: The program, the command, and the command's flags.
     """
-    name, *arguments = argv[1:] or ["--help"]
+    process.run("reuse_tf.benchmark", lambda: _main(argv[1:]))
+
+
+def _main(arguments):
+    name, *arguments = arguments or ["--help"]
     if name in ("--help", "-h"):
         print("python -m reuse_tf.benchmark COMMAND [--help] [flags]\n")
         for command, module in COMMANDS.items():
             print(f"  {command}: {module.__doc__.splitlines()[0]}")
         return
     if name not in COMMANDS:
-        _fail(f"expected a command ({', '.join(COMMANDS)}), got {name!r}")
+        raise flags.Error(
+            f"expected a command ({', '.join(COMMANDS)}), got {name!r}"
+        )
     command = COMMANDS[name]
     if "--help" in arguments or "-h" in arguments:
         print(f"{command.__doc__}\n{command.FLAGS.get_help()}")
         return
-    try:
-        _, *stray = command.FLAGS([name, *arguments])
-    except flags.Error as error:
-        _fail(error)
+    _, *stray = command.FLAGS([name, *arguments])
     if stray:
-        _fail(f"unexpected argument {stray[0]!r}")
+        raise flags.Error(f"unexpected argument {stray[0]!r}")
     process.settle()
-    try:
-        command.main()
-    except flags.Error as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        _fail("interrupted")
-
-
-def _fail(error):
-    """Ends the program with one line on the standard error, exit code 1."""
-    sys.exit(f"reuse_tf.benchmark: {' '.join(str(error).split())}")
+    command.main()
 
 
 if __name__ == "__main__":

@@ -101,7 +101,13 @@ def measure(
     """
     keras.utils.set_random_seed(seed)
     shape = (height, width, channels)
-    arguments = {"padding": "same", "activation": "relu"}
+    arguments = {
+        "padding": "same",
+        "activation": "relu",
+        # Whatever the user's defaults of Keras are.
+        "data_format": "channels_last",
+        "dtype": "float32",
+    }
     dense = keras.layers.Conv2D(filters, kernel_size, **arguments)
 
     def incremental():

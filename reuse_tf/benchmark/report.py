@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import io
 import os
 import platform
 
@@ -9,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
+
+from reuse_tf import files
 
 
 def define_out(flag_values):
@@ -28,6 +31,9 @@ def define_out(flag_values):
 def _is_writable(path):
     if path is None:
         return True
+    if not path:
+        return False
+    path = os.path.expanduser(path)
     folder = os.path.dirname(path) or os.curdir
     if os.path.exists(path):
         return os.path.isfile(path) and os.access(path, os.W_OK)
@@ -79,26 +85,40 @@ class Results:
         key: Names of the columns that tell rows apart.
 
     Raises:
-        flags.Error: If the file lacks one of these columns.
+        flags.Error: If the file lacks one of these columns, or a row a value.
     """
 
     def __init__(self, path, key):
-        self._path = path
+        self._path = path and os.path.expanduser(path)
         self._key = key
         self._rows = {}
-        if path is None or not os.path.exists(path):
+        if self._path is None or not os.path.exists(self._path):
             return
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = file.readlines()
+        with open(self._path, encoding="utf-8", newline="") as file:
+            try:
+                lines = file.readlines()
+            except UnicodeDecodeError as error:
+                raise self._other_columns() from error
         whole = [line for line in lines if line.endswith("\n")]
-        reader = csv.DictReader(whole)
-        if not set(key) <= set(reader.fieldnames or key):
+        if lines and not whole:
             raise self._other_columns()
+        reader = csv.DictReader(whole)
+        try:
+            if not set(key) <= set(reader.fieldnames or key):
+                raise self._other_columns()
+            for row in reader:
+                if None in row or None in row.values():
+                    raise flags.Error(
+                        f"{path}: line {reader.line_num} has not one value for "
+                        "each column. Take it out, to have it measured again"
+                    )
+                self._rows[tuple(row[name] for name in key)] = row
+        except csv.Error as error:
+            raise flags.Error(
+                f"{path}: line {reader.line_num}: {error}"
+            ) from error
         if whole != lines:
-            with open(path, "w", encoding="utf-8", newline="") as file:
-                file.writelines(whole)
-        for row in reader:
-            self._rows[tuple(row[name] for name in key)] = row
+            files.write(self._path, "".join(whole).encode())
 
     def row(self, asked, measure):
         """Returns a row of the file, which is measured if it is not there.
@@ -124,15 +144,27 @@ class Results:
     def _append(self, row):
         if self._path is None:
             return
-        with open(self._path, "a+", encoding="utf-8", newline="") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if header is None:
-                writer.writeheader()
-            elif header != list(row):
-                raise self._other_columns()
-            writer.writerow(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        writer.writeheader()
+        start = text.tell()
+        writer.writerow(row)
+        lines = text.getvalue()
+        try:
+            with open(self._path, encoding="utf-8", newline="") as file:
+                header = file.readline()
+        except FileNotFoundError:
+            header = ""
+        if not header:
+            files.write(self._path, lines.encode())
+            return
+        if next(csv.reader([header])) != list(row):
+            raise self._other_columns()
+        try:
+            with open(self._path, "a", encoding="utf-8", newline="") as file:
+                file.write(lines[start:])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._path) from error
 
     def _other_columns(self):
         return flags.Error(
