@@ -158,7 +158,7 @@ class TestLimitedMemory:
     def test_layers(self):
         """A state that lost half a call starts afresh."""
         run("""
-            state, dense = ops.new_state(), ops.new_state()
+            state, dense = (ops.incremental_state(id=i) for i in (1, 2))
             window = dict(strides=[1, 1], dilations=[1, 1], padding="SAME")
             kernel = tf.constant(rng.normal(size=(3, 3, 2, 64)), tf.float32)
             matrix = tf.constant(rng.normal(size=(64, 256)), tf.float32)
@@ -346,7 +346,7 @@ class TestSizes:
                 tf.zeros([1, 0, n]),
             ),
             lambda n: ops.incremental_dense(
-                ops.new_state(),
+                ops.incremental_state(id=1),
                 tf.zeros([n, 0]),
                 tf.zeros([0, n]),
                 tf.zeros([0]),
