@@ -88,19 +88,18 @@ class _Copies:
 
     def of(self, layer):
         if id(layer) not in self._copies:
+            if isinstance(layer, keras.Model):
+                _check_model(layer)
             if isinstance(layer, keras.Sequential):
                 copy = self._sequential(layer)
             elif isinstance(layer, internals.Functional):
                 copy = self._functional(layer)
-            elif isinstance(layer, keras.Model):
-                raise _not_a_graph(layer, "it is subclassed")
             else:
                 copy = self._layer(layer)
             self._copies[id(layer)] = copy
         return self._copies[id(layer)]
 
     def _sequential(self, model):
-        _check_call(model, keras.Sequential)
         # `Sequential.layers` leaves the input out.
         layers = keras.Model.layers.fget(model)
         return keras.Sequential(
@@ -110,7 +109,6 @@ class _Copies:
         )
 
     def _functional(self, model):
-        _check_call(model, internals.Functional)
         inputs = {
             id(layer.output): layer
             for layer in model.layers
@@ -156,13 +154,14 @@ class _Copies:
                 self._complete.add(id(old))
 
 
-def _check_call(model, base):
-    if type(model).call is not base.call:
-        raise _not_a_graph(model, "it has a `call` of its own")
-
-
-def _not_a_graph(model, why):
-    return ValueError(
+def _check_model(model):
+    if not isinstance(model, keras.Sequential | internals.Functional):
+        why = "it is subclassed"
+    elif own := internals.own_call(model):
+        why = f"it has a `{own}` of its own"
+    else:
+        return
+    raise ValueError(
         "Expected `model` to be a Sequential or functional model, and so the "
         "models within it, whose layers can be replaced one by one. Received: "
         f"{type(model).__name__} {model.name!r}: {why}"

@@ -4,11 +4,61 @@ Each function says what it relies on. tests/test_internals.py fails when a new
 version no longer does it.
 """
 
+from typing import NamedTuple
+
+import keras
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
 
-__all__ = ["Functional", "has_tangents", "name_in_files", "sublayers"]
+__all__ = [
+    "Functional",
+    "call_of",
+    "has_tangents",
+    "name_in_files",
+    "own_call",
+    "sublayers",
+]
+
+
+class Call(NamedTuple):
+    """How a symbolic tensor was computed.
+
+    Attributes:
+        layer: By which layer; an `InputLayer` for an input.
+        inputs: Of which symbolic tensors.
+        arguments: The keyword arguments of the call.
+    """
+
+    layer: keras.Layer
+    inputs: list
+    arguments: dict
+
+
+def call_of(tensor):
+    """The call that a symbolic tensor of a functional model came from.
+
+    Relies on `KerasTensor._keras_history`, `Layer._inbound_nodes` and the nodes
+    in there.
+    """
+    layer, index = tensor._keras_history[:2]
+    node = layer._inbound_nodes[index]
+    return Call(layer, node.input_tensors, node.arguments.kwargs)
+
+
+def own_call(model):
+    """Which of the methods that call a model is not Keras's own, or None.
+
+    A Sequential or functional model that has one may compute something else
+    than its layers say.
+    """
+    for name in "call", "__call__":
+        if name in vars(model) or getattr(type(model), name) not in (
+            getattr(keras.Sequential, name),
+            getattr(Functional, name),
+        ):
+            return name
+    return None
 
 
 def sublayers(layer):

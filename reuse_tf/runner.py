@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import activations, ops
+from reuse_tf import activations, internals, ops
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 
 SUPPORTED = (
@@ -409,10 +409,6 @@ def _tensor(frames):
     return frames
 
 
-# The class of functional models.
-_Functional = type(keras.Model(*[keras.Input(())] * 2))
-
-
 class _Chain:
     """A Keras model as what the runner's ops need.
 
@@ -733,16 +729,12 @@ def layers_of(model):
             f"Received: {type(model).__name__} {model.name!r}"
         )
     layers = []
-    for name in "call", "__call__":
-        if name in vars(model) or getattr(type(model), name) not in (
-            getattr(keras.Sequential, name),
-            getattr(_Functional, name),
-        ):
-            raise ValueError(
-                "Expected `model` to be a Sequential or functional model. "
-                f"Received: {type(model).__name__} {model.name!r}, which has "
-                f"its own `{name}`"
-            )
+    if (own := internals.own_call(model)) is not None:
+        raise ValueError(
+            "Expected `model` to be a Sequential or functional model. "
+            f"Received: {type(model).__name__} {model.name!r}, which has a "
+            f"`{own}` of its own"
+        )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             "Expected `model` to have one input and one output. Received: "
@@ -752,19 +744,17 @@ def layers_of(model):
     tensor = model.outputs[0]
     # Along the history of the output, back to the input.
     while True:
-        layer, node_index = tensor._keras_history[:2]
-        node = layer._inbound_nodes[node_index]
+        layer, inputs, arguments = internals.call_of(tensor)
         if isinstance(layer, keras.layers.InputLayer):
             break
         layers.append(layer)
-        if len(node.input_tensors) != 1:
+        if len(inputs) != 1:
             raise _unsupported(layer, "it has several inputs")
-        for name, value in node.arguments.kwargs.items():
-            if name == "training" and value:
-                raise _unsupported(layer, f"it is called with {name}={value}")
+        if arguments.get("training"):
+            raise _unsupported(layer, "it is called with training=True")
         if "call" in vars(layer):
             raise _unsupported(layer, "its `call` was replaced")
-        tensor = node.input_tensors[0]
+        tensor = inputs[0]
     flat = []
     for layer in reversed(layers):
         if isinstance(layer, keras.Model):  # a nested model

@@ -40,6 +40,36 @@ def test_functional_is_the_class_of_functional_models():
     assert type(model) is internals.Functional
 
 
+def test_call_of():
+    inputs = keras.Input((2,))
+    dropout = keras.layers.Dropout(0.5)
+    model = keras.Model(inputs, dropout(dropout(inputs), training=True))
+    last = internals.call_of(model.outputs[0])
+    assert (last.layer, last.arguments) == (dropout, {"training": True})
+    first = internals.call_of(last.inputs[0])
+    assert first.layer is dropout and not first.arguments.get("training")
+    start = internals.call_of(first.inputs[0]).layer
+    assert isinstance(start, keras.layers.InputLayer)
+
+
+def test_own_call():
+    class Twice(keras.Sequential):
+        def call(self, *args, **kwargs):
+            return 2 * super().call(*args, **kwargs)
+
+    class Same(keras.Sequential):
+        pass
+
+    layers = [keras.Input((2,)), keras.layers.Dense(1)]
+    plain = keras.Sequential(layers)
+    assert internals.own_call(Twice(layers)) == "call"
+    assert internals.own_call(Same(layers)) is None
+    assert internals.own_call(plain) is None
+    assert internals.own_call(keras.Model(plain.inputs, plain.outputs)) is None
+    plain.call = lambda x: x
+    assert internals.own_call(plain) == "call"
+
+
 def test_tangents():
     x, y = tf.constant(1.0), tf.constant(2.0)
     assert not internals.has_tangents([x, y])
