@@ -90,6 +90,10 @@ def run(name, main):
         text = "interrupted"
     except (OSError, ValueError, flags.Error) as error:
         text = files.explain(error)
+        # Errors of files name them; that of a print, which may not be
+        # buffered, does not.
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            text = f"cannot write to the standard output: {text}"
     else:
         return
     sys.exit(f"{name}: {text}")
@@ -101,11 +105,9 @@ def _write_out():
         return
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         # Python tries again at its end.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        raise OSError(
-            f"cannot write to the standard output: {error.strerror}"
-        ) from error
+        raise

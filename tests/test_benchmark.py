@@ -1,6 +1,7 @@
 """The benchmark's frames, rows and flags. Times are not looked at."""
 
 import csv
+import io
 import math
 import os
 import re
@@ -285,10 +286,16 @@ def broken_pipe():
     return open(writer, "w")
 
 
+def unbuffered():
+    raw = open("/dev/full", "wb", buffering=0)
+    return io.TextIOWrapper(raw, write_through=True)
+
+
 @pytest.mark.parametrize(
     ("open_output", "named"),
     [
         (lambda: open("/dev/full", "w"), "No space left on device"),
+        (unbuffered, "No space left on device"),
         (broken_pipe, "Broken pipe"),
     ],
 )

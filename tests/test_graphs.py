@@ -1,9 +1,9 @@
 """The layers in graphs: reuse where they run here, plain wherever they go."""
 
-import subprocess
 import sys
 import textwrap
 
+import children
 import keras
 import numpy as np
 import pytest
@@ -59,12 +59,8 @@ def _ops(graph_def):
 
 
 def _run_in_a_process(program, folder):
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=120,
+    run = children.run(
+        sys.executable, "-c", textwrap.dedent(program), cwd=folder
     )
     assert run.returncode == 0, run.stderr
 

@@ -1,8 +1,10 @@
 """What signals ask for."""
 
 import signal
+import sys
 import threading
 
+import children
 import pytest
 
 from reuse_tf.process import Stop
@@ -73,3 +75,19 @@ def test_other_threads_have_no_signals():
     thread.join(60)
     assert len(stops) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_processes_of_the_tests_start_with_default_signals():
+    """Also where the tests run in the background, under nohup."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    program = """
+import signal
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+"""
+    result = children.run(sys.executable, "-c", program)
+    assert result.returncode == 0, result.stderr
+    for number in SIGNALS:
+        assert signal.getsignal(number) is signal.SIG_IGN
