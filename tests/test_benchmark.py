@@ -330,6 +330,7 @@ def test_an_output_of_ascii(tmp_path, monkeypatch):
         (b"\xff\xfe\0", "other columns"),
         (b"game,downsample,steps,seed,new\nPong,4\n", "line 2 has not one"),
         (b"game,downsample,steps,seed\nPong,4,5,0,1\n", "line 2 has not one"),
+        (b"game,downsample,steps,seed,new\nPong,4,5,0,x\n", "its new, but 'x'"),
     ],
 )
 def test_a_file_of_something_else_stays_as_it_is(content, named, tmp_path):

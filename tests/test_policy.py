@@ -161,9 +161,8 @@ def test_logits_that_are_not_finite_are_refused(bad, index):
         sample(logits, 0.5)
 
 
-@pytest.mark.parametrize("floatx", ["float16", "float64"])
-def test_other_defaults_of_keras_change_nothing(floatx, tmp_path):
-    configured = {"floatx": floatx, "image_data_format": "channels_first"}
+def test_other_defaults_of_keras_change_nothing(tmp_path):
+    configured = {"floatx": "float16", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(configured))
     result = children.run(
         *(sys.executable, defaults.__file__, tmp_path / "built.npz"),
@@ -175,7 +174,7 @@ def test_other_defaults_of_keras_change_nothing(floatx, tmp_path):
     assert result.returncode == 0, result.stderr
     with np.load(tmp_path / "built.npz") as store:
         got = dict(store)
-    assert got.pop("defaults").tolist() == [floatx, "channels_first"]
+    assert got.pop("defaults").tolist() == ["float16", "channels_first"]
     want = defaults.built()
     assert got.keys() == want.keys()
     for name, array in want.items():

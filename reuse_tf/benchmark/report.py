@@ -13,6 +13,12 @@ from absl import flags
 
 from reuse_tf import files
 
+# The columns that are no numbers, of all commands.
+_TEXTS = (
+    *("mode", "game", "filters", "column", "policy_tenths", "change"),
+    *("tensorflow", "keras", "reuse_tf", "processor"),
+)
+
 
 def define_out(flag_values):
     """Defines the flag `--out`, the CSV file that a command writes."""
@@ -75,6 +81,14 @@ def _processors():
     return os.cpu_count()
 
 
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Results:
     """A CSV file of measurements, of which only the missing ones are made.
 
@@ -112,6 +126,13 @@ class Results:
                         f"{path}: line {reader.line_num} has not one value for "
                         "each column. Take it out, to have it measured again"
                     )
+                for name, value in row.items():
+                    if name not in _TEXTS and value and not _is_number(value):
+                        raise flags.Error(
+                            f"{path}: line {reader.line_num} has no number as "
+                            f"its {name}, but {value!r}. Take it out, to have "
+                            "it measured again"
+                        )
                 self._rows[tuple(row[name] for name in key)] = row
         except csv.Error as error:
             raise flags.Error(
