@@ -4,6 +4,7 @@ Where memory matters it is limited, in a process of its own: what fails is
 refused by `ResourceExhaustedError`, and what comes after is right.
 """
 
+import os
 import pathlib
 import sys
 import textwrap
@@ -247,6 +248,40 @@ class TestLimitedMemory:
             assert np.array_equal(got, want)
             print("done")
         """)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("reuse", ["content", "temporal"])
+def test_steps_after_fork(reuse):
+    """TensorFlow's threads are gone, and are not waited for."""
+    run(f"""
+        import os
+        import signal
+
+        model = keras.Sequential(
+            [
+                keras.Input((60, 60, 1)),
+                L.Conv2D(40, 3, activation="relu"),
+                L.Conv2D(40, 3, activation="relu"),
+                L.Flatten(),
+                L.Dense(64),
+            ]
+        )
+        frames = rng.integers(0, 256, (3, 4, 60, 60, 1), np.uint8)
+        want = [Runner(model, "{reuse}").step(f) for f in frames]
+        warm, cold = Runner(model, "{reuse}"), Runner(model, "{reuse}")
+        assert np.array_equal(warm.step(frames[0]), want[0])
+        child = os.fork()
+        if child == 0:
+            signal.alarm(100)
+            right = np.array_equal(warm.step(frames[1]), want[1])
+            right &= np.array_equal(cold.step(frames[2]), want[2])
+            os._exit(0 if right else 1)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+        assert np.array_equal(warm.step(frames[2]), want[2])
+        print("done")
+    """)
 
 
 class TestSizes:
