@@ -6,6 +6,8 @@ import shutil
 import children
 import pytest
 
+from reuse_tf import ops
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "custom_ops" / "kernels"
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -23,8 +25,10 @@ _SECONDS = 900
 pytestmark = pytest.mark.timeout(3600)
 
 
-def run(*command):
-    result = children.run(*command, timeout=_SECONDS)
+def run(*command, **environment):
+    result = children.run(
+        *command, timeout=_SECONDS, env=children.environment(**environment)
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -45,8 +49,18 @@ def build(request, tmp_path_factory):
             run(COMPILER, *flags, "-c", source, "-o", target)
         return target
 
+    compiled.kind = request.param
     compiled.link = lambda *objects: run(COMPILER, *flags, *objects)
     return compiled
+
+
+def instruction_sets(name, kind):
+    """Those to run a program under.
+
+    kernels_test tries all by itself, and threads are the same under each.
+    """
+    every = name == "network_test" and kind != "thread"
+    return ops.INSTRUCTION_SETS if every else [ops.INSTRUCTION_SET]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -58,10 +72,14 @@ def test_program_passes(build, name, tmp_path):
     ]
     program = tmp_path / name
     build.link(*map(build, [*sources, KERNELS / f"{name}.cc"]), "-o", program)
-    # It has compared something.
-    checks, failed = run(program).splitlines()[-1].split(";")[0].split(", ")
-    assert int(checks.split()[0]) > 100_000
-    assert failed == "0 failed"
+    for isa in instruction_sets(name, build.kind):
+        report = run(program, REUSE_TF_ISA=isa)
+        counts, what = report.splitlines()[-1].split("; ")
+        checks, failed = counts.split(", ")
+        # It has compared something.
+        assert int(checks.split()[0]) > 100_000
+        assert failed == "0 failed"
+        assert what.startswith("instruction set") and isa in what
 
 
 def test_every_program_is_run():

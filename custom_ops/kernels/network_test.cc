@@ -1044,7 +1044,7 @@ int Main() {
   TestAdaptation();
   TestStepsOutOfMemory();
   TestAnythingOutOfMemory();
-  return Report("networks");
+  return Report("instruction set: " + std::string(ActiveInstructionSet().name));
 }
 
 }  // namespace
