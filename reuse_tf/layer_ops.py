@@ -87,7 +87,6 @@ def _incremental(name, op, state, arguments, attributes):
         lambda *arguments: plain(*arguments, attributes),
         autograph=False,
         experimental_implements=_implements(name, state, attributes),
-        experimental_attributes={"_noinline": True},
     )
 
     @tf.custom_gradient

@@ -326,6 +326,19 @@ class TestFrozen:
         model.set_weights([w + 1 for w in model.get_weights()])
         assert_close(frozen(frames)[0], want)
 
+    def test_tensorflow_lite(self):
+        model = convert(_model())
+        frames = _frames(1)
+        want = model(frames)
+        flat = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+        interpreter = tf.lite.Interpreter(model_content=flat)
+        interpreter.allocate_tensors()
+        (inputs,) = interpreter.get_input_details()
+        (outputs,) = interpreter.get_output_details()
+        interpreter.set_tensor(inputs["index"], frames)
+        interpreter.invoke()
+        assert_close(interpreter.get_tensor(outputs["index"]), want)
+
 
 class TestXla:
     @kinds

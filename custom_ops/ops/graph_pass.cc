@@ -184,7 +184,27 @@ class IncrementalPass : public tensorflow::GraphOptimizationPass {
   }
 };
 
-// Behind TensorFlow's inlining of functions, which has phase 10.
+// Keeps the calls apart until the pass above has seen them. Said in the graph
+// itself, it would hinder whoever else takes the graph: TensorFlow Lite, say.
+class KeepCallsPass : public tensorflow::GraphOptimizationPass {
+ public:
+  absl::Status Run(
+      const tensorflow::GraphOptimizationPassOptions& options) override {
+    if (options.flib_def == nullptr) return absl::OkStatus();
+    for (const std::string& name : options.flib_def->ListFunctionNames()) {
+      const FunctionDef* function = options.flib_def->Find(name);
+      if (!Implements(function)) continue;
+      FunctionDef kept = *function;
+      (*kept.mutable_attr())["_noinline"].set_b(true);
+      TF_RETURN_IF_ERROR(options.flib_def->ReplaceFunction(name, kept));
+    }
+    return absl::OkStatus();
+  }
+};
+
+// Before and behind TensorFlow's inlining of functions, which has phase 10.
+REGISTER_OPTIMIZATION(tensorflow::OptimizationPassRegistry::PRE_PLACEMENT, 5,
+                      KeepCallsPass);
 REGISTER_OPTIMIZATION(tensorflow::OptimizationPassRegistry::PRE_PLACEMENT, 50,
                       IncrementalPass);
 
