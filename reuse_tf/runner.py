@@ -194,7 +194,7 @@ class Runner:
         if isinstance(frames, tf.Tensor):
             return ops.runner_step(self._state(frames.dtype).handle, frames)
         frames = np.ascontiguousarray(frames)
-        if frames.dtype not in self._states or not frames.flags.aligned:
+        if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
         state = self._state(frames.dtype)
         if frames.shape[1:] == self._chain.frame_shape:

@@ -74,6 +74,13 @@ def assert_same_gradients(got, want):
             assert_close(one, tf.convert_to_tensor(other))
 
 
+def assert_same_structures(got, want):
+    for one, other in zip(
+        tf.nest.flatten(got), tf.nest.flatten(want), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def random_video(rng, frames, shape, dtype):
     """Frames of few values, some of which change from one to the next."""
     values = rng.integers(0, 4, (frames, *shape))
@@ -359,12 +366,7 @@ class TestRecordings:
         runner.record()
         for frame in video:
             runner.step(frame[None])
-        for got, want in zip(
-            tf.nest.flatten(runner.recorded()),
-            tf.nest.flatten(runner.structure(video)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(got, want)
+        assert_same_structures(runner.recorded(), runner.structure(video))
 
     def test_stepping_goes_on(self):
         video = record("Pong", 30)
@@ -420,12 +422,7 @@ class TestRecordings:
             if t % 7 == 3:
                 runner.reset_state([0])
             runner.step(frame[None])
-        for got, want in zip(
-            tf.nest.flatten(runner.recorded()),
-            tf.nest.flatten(runner.structure(video)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(got, want)
+        assert_same_structures(runner.recorded(), runner.structure(video))
 
     def test_one_begins_anew(self):
         frames = np.zeros((1, 12, 10, 1), np.uint8)

@@ -406,20 +406,6 @@ REGISTER_KERNEL_BUILDER(
 
 }  // namespace
 
-// The instruction sets that this processor runs, the fastest first, with spaces
-// between them.
-extern "C" __attribute__((visibility("default"))) const char*
-reuse_tf_instruction_sets() {
-  static const std::string* names = [] {
-    auto* joined = new std::string;
-    for (const InstructionSet* set : InstructionSets()) {
-      *joined += (joined->empty() ? "" : " ") + std::string(set->name);
-    }
-    return joined;
-  }();
-  return names->c_str();
-}
-
 // RunnerStep without TensorFlow around it, which takes several times as long as
 // the usual frame. `address` is that of a living RunnerState; frames and
 // outputs are as in RunnerStep, which is to be called, for its error, when this
