@@ -176,8 +176,9 @@ def _from_config(cls, layer):
     if isinstance(layer, keras.layers.Lambda):
         # Its `from_config` takes no function as it is.
         config.update(mask=layer.mask, arguments=layer.arguments)
-        if layer._output_shape is not None:
-            config["output_shape"] = layer._output_shape
+        output_shape = internals.lambda_output_shape(layer)
+        if output_shape is not None:
+            config["output_shape"] = output_shape
         return cls(**config)
     with keras.saving.custom_object_scope(_custom_objects(layer)):
         return cls.from_config(config)

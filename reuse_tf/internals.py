@@ -15,6 +15,7 @@ __all__ = [
     "Functional",
     "call_of",
     "has_tangents",
+    "lambda_output_shape",
     "name_in_files",
     "own_call",
     "sublayers",
@@ -68,6 +69,14 @@ def sublayers(layer):
     in the same order.
     """
     return list(layer._flatten_layers())
+
+
+def lambda_output_shape(layer):
+    """The `output_shape` that a `Lambda` was given, or None.
+
+    Relies on `Lambda._output_shape`: the config has functions encoded.
+    """
+    return layer._output_shape
 
 
 def name_in_files(cls, name):

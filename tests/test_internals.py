@@ -52,6 +52,13 @@ def test_call_of():
     assert isinstance(start, keras.layers.InputLayer)
 
 
+def test_lambda_output_shape():
+    shapes = [None, (3,), lambda shape: shape]
+    for shape in shapes:
+        layer = keras.layers.Lambda(lambda x: x, output_shape=shape)
+        assert internals.lambda_output_shape(layer) == shape
+
+
 def test_own_call():
     class Twice(keras.Sequential):
         def call(self, *args, **kwargs):
