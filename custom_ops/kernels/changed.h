@@ -39,8 +39,15 @@ class PixelMask {
     bits_.resize(lines * words_);
   }
   int64_t words() const { return words_; }
+  bool Any() const {
+    for (const uint64_t word : bits_) {
+      if (word != 0) return true;
+    }
+    return false;
+  }
   uint64_t* line(int64_t i) { return bits_.data() + i * words_; }
   const uint64_t* line(int64_t i) const { return bits_.data() + i * words_; }
+  void Clear() { std::fill(bits_.begin(), bits_.end(), 0); }
   void SetLine(int64_t line_index) {
     for (int64_t x = 0; x < width_; x += 64) {
       line(line_index)[x / 64] =
@@ -58,6 +65,11 @@ class PixelMask {
   // The union, intersection and difference with a mask of the same shape.
   void Add(const PixelMask& other) {
     for (size_t i = 0; i < bits_.size(); ++i) bits_[i] |= other.bits_[i];
+  }
+  void AddLines(const PixelMask& other, int64_t first, int64_t count) {
+    for (int64_t i = first * words_; i < (first + count) * words_; ++i) {
+      bits_[i] |= other.bits_[i];
+    }
   }
   void Intersect(const PixelMask& other) {
     for (size_t i = 0; i < bits_.size(); ++i) bits_[i] &= other.bits_[i];
@@ -194,11 +206,12 @@ inline int64_t FirstTap(int64_t first, int64_t dilation) {
   return first >= 0 ? 0 : (dilation - 1 - first) / dilation;
 }
 
-// Marks the output positions of one image of the batch whose window holds a
-// marked pixel. `mask` has `height` lines for each image; `out` has
-// `out_height`, those of the image being clear.
-inline void ChangedPositions(const Window& w, int64_t image,
-                             const PixelMask& mask, PixelMask* out) {
+namespace internal {
+
+// Over the grid of a window; images begin at the lines given.
+inline void ChangedPositions(const Window& w, const PixelMask& mask,
+                             int64_t mask_line, PixelMask* out,
+                             int64_t out_line) {
   const int64_t words = mask.words();
   thread_local std::vector<uint64_t> columns;
   columns.resize(words);
@@ -210,13 +223,13 @@ inline void ChangedPositions(const Window& w, int64_t image,
          ++ky) {
       const int64_t y = top + ky * w.dilation_height;
       if (y >= w.height) break;
-      const uint64_t* line = mask.line(image * w.height + y);
+      const uint64_t* line = mask.line(mask_line + y);
       for (int64_t i = 0; i < words; ++i) any |= columns[i] |= line[i];
     }
     if (any == 0) continue;
     // The outputs whose window covers x: out * stride + kx * dilation
     // == x + pad, for some tap kx.
-    uint64_t* hits = out->line(image * w.out_height + out_y);
+    uint64_t* hits = out->line(out_line + out_y);
     if (w.stride_width == 1) {
       for (int64_t kx =
                FirstTap(w.out_width - 1 - w.pad_left, w.dilation_width);
@@ -254,25 +267,13 @@ inline void ChangedPositions(const Window& w, int64_t image,
   }
 }
 
-// The same for a whole batch, as a list in ascending order.
-inline void ChangedPositions(const Window& w, int64_t images,
-                             const PixelMask& mask,
-                             std::vector<int32_t>* positions) {
-  thread_local PixelMask out;
-  out.Resize(images * w.out_height, w.out_width);
-  for (int64_t n = 0; n < images; ++n) ChangedPositions(w, n, mask, &out);
-  positions->clear();
-  out.Append(0, images * w.out_height, positions);
-}
-
-// The converse: marks the pixels of one image that lie under the window at a
-// marked output position.
-inline void CoveredPixels(const Window& w, int64_t image, const PixelMask& out,
-                          PixelMask* mask) {
+inline void CoveredPixels(const Window& w, const PixelMask& out,
+                          int64_t out_line, PixelMask* mask,
+                          int64_t mask_line) {
   const int64_t words = mask->words();
   thread_local std::vector<uint64_t> columns;
   for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
-    const uint64_t* hits = out.line(image * w.out_height + out_y);
+    const uint64_t* hits = out.line(out_line + out_y);
     uint64_t any = 0;
     for (int64_t i = 0; i < out.words(); ++i) any |= hits[i];
     if (any == 0) continue;
@@ -302,9 +303,60 @@ inline void CoveredPixels(const Window& w, int64_t image, const PixelMask& out,
          ++ky) {
       const int64_t y = top + ky * w.dilation_height;
       if (y >= w.height) break;
-      uint64_t* line = mask->line(image * w.height + y);
+      uint64_t* line = mask->line(mask_line + y);
       for (int64_t i = 0; i < words; ++i) line[i] |= columns[i];
     }
+  }
+}
+
+}  // namespace internal
+
+// Marks the output positions of one image of the batch whose window holds a
+// marked pixel. `mask` has `height` lines for each image; `out` has
+// `out_height`, those of the image being clear.
+inline void ChangedPositions(const Window& w, int64_t image,
+                             const PixelMask& mask, PixelMask* out) {
+  const int64_t line = image * w.height, out_line = image * w.out_height;
+  if (!w.up()) {
+    internal::ChangedPositions(w, mask, line, out, out_line);
+    return;
+  }
+  thread_local PixelMask grid;
+  grid.Resize(w.grid_height(), w.grid_width());
+  for (int64_t y = 0; y < w.height; ++y) {
+    mask.ForEach(line + y,
+                 [&](int64_t x) { grid.Set(y * w.up_height, x * w.up_width); });
+  }
+  internal::ChangedPositions(w.OverGrid(), grid, 0, out, out_line);
+}
+
+// The same for a whole batch, as a list in ascending order.
+inline void ChangedPositions(const Window& w, int64_t images,
+                             const PixelMask& mask,
+                             std::vector<int32_t>* positions) {
+  thread_local PixelMask out;
+  out.Resize(images * w.out_height, w.out_width);
+  for (int64_t n = 0; n < images; ++n) ChangedPositions(w, n, mask, &out);
+  positions->clear();
+  out.Append(0, images * w.out_height, positions);
+}
+
+// The converse: marks the pixels of one image that lie under the window at a
+// marked output position.
+inline void CoveredPixels(const Window& w, int64_t image, const PixelMask& out,
+                          PixelMask* mask) {
+  const int64_t line = image * w.height, out_line = image * w.out_height;
+  if (!w.up()) {
+    internal::CoveredPixels(w, out, out_line, mask, line);
+    return;
+  }
+  thread_local PixelMask grid;
+  grid.Resize(w.grid_height(), w.grid_width());
+  internal::CoveredPixels(w.OverGrid(), out, out_line, &grid, 0);
+  for (int64_t y = 0; y < w.height; ++y) {
+    grid.ForEach(y * w.up_height, [&](int64_t x) {
+      if (x % w.up_width == 0) mask->Set(line + y, x / w.up_width);
+    });
   }
 }
 

@@ -10,22 +10,29 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/sizes.h"
 
 namespace reuse_tf {
 
+// What a node of a tree is of its children.
+enum class Fold { kSum, kMax };
+
 // A tree over `leaves` leaves, its nodes stored level by level, leaves first,
-// root last; each node is a row of floats, the sum of at most kArity children.
+// root last; each node is a row of floats, the sum (or maximum) of at most
+// kArity children.
 class SumTree {
  public:
   static constexpr int64_t kArity = 16;
 
-  explicit SumTree(int64_t leaves) : levels_{0, std::max<int64_t>(1, leaves)} {
+  explicit SumTree(int64_t leaves, Fold fold = Fold::kSum)
+      : fold_(fold), levels_{0, std::max<int64_t>(1, leaves)} {
     for (int64_t size = levels_.back(); size > 1;) {
       size = (size + kArity - 1) / kArity;
       levels_.push_back(levels_.back() + size);
@@ -46,9 +53,19 @@ class SumTree {
            const InstructionSet& set, float* tree) const {
     const int64_t children = levels_[level] - levels_[level - 1];
     const int64_t begin = node * kArity;
-    set.sum(tree + (levels_[level - 1] + begin) * width,
-            std::min(kArity, children - begin), width,
-            tree + (levels_[level] + node) * width);
+    const int64_t count = std::min(kArity, children - begin);
+    const float* from = tree + (levels_[level - 1] + begin) * width;
+    float* to = tree + (levels_[level] + node) * width;
+    if (fold_ == Fold::kSum) {
+      set.sum(from, count, width, to);
+      return;
+    }
+    std::copy_n(from, width, to);
+    for (int64_t i = 1; i < count; ++i) {
+      from += width;
+      for (int64_t c = 0; c < width; ++c)
+        to[c] = to[c] < from[c] ? from[c] : to[c];
+    }
   }
 
   // Recomputes all ancestors of the nodes of `level` that are marked in `bits`,
@@ -73,6 +90,7 @@ class SumTree {
   }
 
  private:
+  Fold fold_;
   std::vector<int64_t> levels_;  // where each level starts, and the end
 };
 
@@ -94,19 +112,28 @@ inline void SortByLeaf(std::vector<LeafChange>* changes) {
 class DenseSum {
  public:
   // Leaf i is node i of the tree, or node order[i] of one of `nodes` leaves,
-  // whose others must be zero.
+  // whose others are never written.
   DenseSum(int64_t inputs, int64_t depth, int64_t units,
-           std::vector<int32_t> order = {}, int64_t nodes = 0)
+           std::vector<int32_t> order = {}, int64_t nodes = 0,
+           Fold fold = Fold::kSum)
       : inputs_(inputs),
         depth_(depth),
         units_(units),
         order_(std::move(order)),
         leaves_(std::max<int64_t>(1, (inputs + depth - 1) / depth)),
-        tree_(order_.empty() ? leaves_ : nodes) {}
+        fold_(fold),
+        tree_(order_.empty() ? leaves_ : nodes, fold) {}
   int64_t leaves() const { return leaves_; }
   int64_t nodes() const { return tree_.nodes(); }
   int64_t units() const { return units_; }
   const SumTree& tree() const { return tree_; }
+  // Makes room for so many trees, [streams, nodes, units], in which leaves that
+  // are never written make no difference.
+  void Resize(int64_t streams, std::vector<float>* trees) const {
+    trees->resize(
+        Product({streams, nodes(), units_}),
+        fold_ == Fold::kSum ? 0 : std::numeric_limits<float>::lowest());
+  }
 
   // Computes leaves of trees [streams, nodes, units], the products of their
   // inputs and their part of weights [inputs, units]. `changes` is sorted by
@@ -215,6 +242,7 @@ class DenseSum {
   int64_t inputs_, depth_, units_;
   std::vector<int32_t> order_;
   int64_t leaves_;
+  Fold fold_;
   SumTree tree_;
 };
 

@@ -13,7 +13,7 @@
 
 namespace reuse_tf {
 
-// That a position of the last map shows a row.
+// That a position of a map shows a row.
 struct Pair {
   int32_t position, row;
 };
@@ -24,14 +24,17 @@ struct Run {
   int32_t tile, content, begin, end;
 };
 
-// Collects what the tiles of a structure under content reuse show, step by
-// step: contents, the rows at the positions of a tile, and when they are shown.
+// Collects what the tiles of a shown map of a structure under content reuse
+// show, step by step: contents, the rows at the positions of a tile, and when
+// they are shown.
 class EpisodeRecorder {
  public:
-  // `max_contents` bounds the distinct contents, `max_runs` how often one is
-  // shown in all.
-  EpisodeRecorder(const Tiles& tiles, int64_t max_contents, int64_t max_runs)
-      : tiles_(tiles),
+  // Of shown map number `shown`. `max_contents` bounds the distinct contents,
+  // `max_runs` how often one is shown in all.
+  EpisodeRecorder(const Structure& structure, int64_t shown,
+                  int64_t max_contents, int64_t max_runs)
+      : shown_number_(shown),
+        tiles_(structure.shown()[shown].tiles),
         max_runs_(max_runs),
         contents_(1 + Tiles::kPositions, max_contents) {}
 
@@ -39,14 +42,15 @@ class EpisodeRecorder {
   // last restart. False if there are too many contents or runs.
   bool Add(const Structure& structure) {
     const int64_t streams = structure.streams(), tiles = tiles_.count();
-    const int64_t pixels = structure.maps().back().pixels();
+    const Structure::Shown& shown = structure.shown()[shown_number_];
+    const int64_t pixels = structure.maps()[shown.node].pixels();
     for (int64_t n = streams; n < streams_; ++n) CloseStream(n);
     streams_ = streams;
     if (static_cast<int64_t>(frames_.size()) < streams) {
       frames_.resize(streams, 0);
       open_.resize(streams * tiles, {-1, 0});
     }
-    for (const Structure::TileChange& change : structure.changed_tiles()) {
+    for (const Structure::TileChange& change : shown.changed) {
       int32_t content = -1;
       if (change.id < 0) {
         known_.clear();  // The structure numbers them afresh.
@@ -57,8 +61,8 @@ class EpisodeRecorder {
         int32_t key[1 + Tiles::kPositions] = {change.tile + 1};
         std::fill(key + 1, key + 1 + Tiles::kPositions, -1);
         tiles_.ForEachPosition(change.tile, [&](int64_t at, int64_t place) {
-          key[1 + place] = structure.id(structure.maps().size() - 1,
-                                        change.stream * pixels + at);
+          key[1 + place] =
+              structure.id(shown.node, change.stream * pixels + at);
         });
         if (!contents_.Intern(key, 1, &content)) return false;
         if (change.id >= 0) known_.push_back(content);
@@ -153,6 +157,7 @@ class EpisodeRecorder {
     for (int64_t t = 0; t < tiles_.count(); ++t) Close(stream, t);
   }
 
+  const int64_t shown_number_;
   const Tiles tiles_;
   const int64_t max_runs_;
   InternTable contents_;        // of a tile, numbered from 1, and its rows

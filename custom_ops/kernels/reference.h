@@ -18,9 +18,12 @@ namespace reference {
 // -1 if the tap lies in the padding.
 inline int32_t PixelId(const Window& w, int64_t image, int64_t y, int64_t x,
                        int64_t ky, int64_t kx) {
-  const int64_t in_y = y * w.stride_height - w.pad_top + ky * w.dilation_height;
-  const int64_t in_x = x * w.stride_width - w.pad_left + kx * w.dilation_width;
-  if (in_y < 0 || in_y >= w.height || in_x < 0 || in_x >= w.width) return -1;
+  const int64_t on_y = y * w.stride_height - w.pad_top + ky * w.dilation_height;
+  const int64_t on_x = x * w.stride_width - w.pad_left + kx * w.dilation_width;
+  // Between the pixels of the grid.
+  if (on_y % w.up_height != 0 || on_x % w.up_width != 0) return -1;
+  const int64_t in_y = on_y / w.up_height, in_x = on_x / w.up_width;
+  if (on_y < 0 || in_y >= w.height || on_x < 0 || in_x >= w.width) return -1;
   return static_cast<int32_t>((image * w.height + in_y) * w.width + in_x);
 }
 

@@ -3,6 +3,7 @@
 #ifndef REUSE_TF_KERNELS_ROW_OPS_H_
 #define REUSE_TF_KERNELS_ROW_OPS_H_
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -15,16 +16,53 @@ struct RowOp {
   enum Kind {
     kActivation,
     kAffine,  // x * scale + offset, each of one value or one for each channel
+    // To a mean of 0 and a variance of 1, then affine.
+    kLayerNorm,
+    kPRelu,  // x where it is positive, else x * scale
   };
   Kind kind = kActivation;
   Activation activation;
   std::vector<float> scale, offset;
+  float epsilon = 0;  // added to the variance
 
   void Apply(float* x, int64_t n) const {
-    if (kind == kActivation) return activation.Apply(x, n);
-    const int64_t step = scale.size() > 1, shift = offset.size() > 1;
+    switch (kind) {
+      case kActivation:
+        return activation.Apply(x, n);
+      case kLayerNorm:
+        Normalize(x, n);
+        [[fallthrough]];
+      case kAffine:
+        return ApplyAffine(x, n);
+      case kPRelu:
+        for (int64_t i = 0; i < n; ++i)
+          x[i] = x[i] > 0 ? x[i] : x[i] * scale[i];
+    }
+  }
+
+ private:
+  void ApplyAffine(float* x, int64_t n) const {
+    const float* a = scale.data();
+    const float* b = offset.data();
+    // The compiler makes vectors of these.
+    if (scale.size() > 1 && offset.size() > 1) {
+      for (int64_t i = 0; i < n; ++i) x[i] = x[i] * a[i] + b[i];
+    } else if (scale.size() > 1) {
+      for (int64_t i = 0; i < n; ++i) x[i] = x[i] * a[i] + b[0];
+    } else if (offset.size() > 1) {
+      for (int64_t i = 0; i < n; ++i) x[i] = x[i] * a[0] + b[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) x[i] = x[i] * a[0] + b[0];
+    }
+  }
+  void Normalize(float* x, int64_t n) const {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; ++i) mean += x[i];
+    mean /= n;
+    for (int64_t i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
+    const double factor = 1 / std::sqrt(variance / n + epsilon);
     for (int64_t i = 0; i < n; ++i) {
-      x[i] = x[i] * scale[i * step] + offset[i * shift];
+      x[i] = static_cast<float>((x[i] - mean) * factor);
     }
   }
 };

@@ -18,192 +18,289 @@ bool IsByte(const FrameShape& frame) {
   return frame.bytes && frame.channels == 1;
 }
 
-}  // namespace
-
-Structure::Structure(const FrameShape& frame,
-                     const std::vector<Window>& windows,
-                     std::vector<int64_t> max_rows, int64_t max_tiles,
-                     uint64_t hash_mask)
-    : frame_(frame),
-      windows_(windows),
-      max_rows_(std::move(max_rows)),
-      hash_mask_(hash_mask),
-      maps_(windows.size() + 1),
-      tiles_(frame, windows),
-      max_tiles_(tiles_.key_words() <= kMaxTileWords ? max_tiles : 0) {
-  maps_[0].height = frame.height;
-  maps_[0].width = frame.width;
-  for (size_t i = 0; i < windows.size(); ++i) {
-    maps_[i + 1].height = windows[i].out_height;
-    maps_[i + 1].width = windows[i].out_width;
+// Whether a map is only summed up, tile by tile.
+bool OnlySummed(const Graph& graph, int32_t map) {
+  for (const int32_t output : graph.outputs) {
+    if (output == map) return false;
   }
-  Restart(reuse_);
+  for (const Node& node : graph.nodes) {
+    if (node.whole() && node.kind != Node::kDense &&
+        node.kind != Node::kGlobal && node.inputs[0] == map) {
+      return false;
+    }
+  }
+  return true;
 }
 
-void Structure::Restart(Reuse reuse) {
-  reuse_ = reuse;
-  fresh_.clear();  // All streams of the next step are new.
-  if (reuse == Reuse::kTemporal || max_tiles_ == 0) {
-    tile_table_.reset();
-  } else if (tile_table_ != nullptr) {
-    tile_table_->Clear();
-  } else {
-    tile_table_ = std::make_unique<InternTable>(tiles_.key_words(), max_tiles_,
-                                                hash_mask_);
+void SetLines(int64_t first, int64_t count, PixelMask* mask) {
+  for (int64_t y = 0; y < count; ++y) mask->SetLine(first + y);
+}
+
+}  // namespace
+
+Structure::Structure(const Graph& graph, std::vector<int64_t> max_rows,
+                     const std::vector<int64_t>& max_tiles, uint64_t hash_mask)
+    : graph_(graph),
+      max_rows_(std::move(max_rows)),
+      hash_mask_(hash_mask),
+      maps_(graph.nodes.size()) {
+  for (size_t i = 0; i < maps_.size(); ++i) {
+    maps_[i].height = graph.nodes[i].height;
+    maps_[i].width = graph.nodes[i].width;
   }
+  for (const int32_t node : graph.Shown()) {
+    shown_.emplace_back(graph, node);
+    Shown& shown = shown_.back();
+    if (shown.tiles.key_words() <= kMaxTileWords && OnlySummed(graph, node)) {
+      shown.max_contents = max_tiles[shown_.size() - 1];
+    }
+  }
+  Restart(std::vector<Reuse>(maps_.size(), Reuse::kContent));
+}
+
+void Structure::Restart(const std::vector<Reuse>& reuse) {
+  fresh_.clear();  // All streams of the next step are new.
+  frames_ = 0;
   for (size_t i = 0; i < maps_.size(); ++i) {
     Map& map = maps_[i];
-    if (reuse == Reuse::kTemporal) {
+    const Node& node = graph_.nodes[i];
+    map.reuse = reuse[i];
+    if (!map.content()) {
       map.table.reset();
       map.ids = std::vector<int32_t>();
-      continue;
-    }
-    if (map.table != nullptr) {
+    } else if (map.table != nullptr) {
       map.table->Clear();
-    } else if (i > 0) {
-      map.table = std::make_unique<InternTable>(windows_[i - 1].taps(),
-                                                max_rows_[i], hash_mask_);
-    } else if (!IsByte(frame_)) {
-      map.table = std::make_unique<InternTable>((frame_.pixel_size() + 3) / 4,
-                                                max_rows_[i], hash_mask_);
+    } else if (node.has_patches()) {
+      map.table =
+          std::make_unique<InternTable>(node.taps(), max_rows_[i], hash_mask_);
+    } else if (i == 0 && !IsByte(graph_.frame)) {
+      map.table = std::make_unique<InternTable>(
+          (graph_.frame.pixel_size() + 3) / 4, max_rows_[i], hash_mask_);
     }
+  }
+  for (Shown& shown : shown_) {
+    shown.changed.clear();
+    if (!maps_[shown.node].content() || shown.max_contents == 0) {
+      shown.table.reset();
+    } else if (shown.table != nullptr) {
+      shown.table->Clear();
+    } else {
+      shown.table = std::make_unique<InternTable>(
+          shown.tiles.key_words(), shown.max_contents, hash_mask_);
+    }
+  }
+}
+
+void Structure::MakeTemporal(int64_t index) {
+  Map& map = maps_[index];
+  map.reuse = Reuse::kTemporal;
+  map.table.reset();
+  map.ids = std::vector<int32_t>();
+  for (Shown& shown : shown_) {
+    if (shown.node != index) continue;
+    shown.table.reset();
+    shown.changed.clear();
   }
 }
 
 bool Structure::Step(const uint8_t* frames, int64_t streams,
                      const ParallelFor& parallel) {
   if (streams != this->streams()) {
-    seen_.resize(Product({streams, frame_.pixels(), frame_.pixel_size()}));
+    const FrameShape& frame = graph_.frame;
+    seen_.resize(Product({streams, frame.pixels(), frame.pixel_size()}));
     for (Map& map : maps_) {
       map.stale.Extend(streams * map.height, map.width);
-      if (reuse_ == Reuse::kContent) map.ids.resize(streams * map.pixels());
+      if (map.content()) map.ids.resize(streams * map.pixels());
     }
     fresh_.resize(streams, true);
   }
   had_fresh_ = std::find(fresh_.begin(), fresh_.end(), true) != fresh_.end();
-  if (!UpdatePixels(frames, parallel)) return false;
-  UpdateWindows();
+  if (!UpdatePixels(frames, parallel)) {
+    full_ = 0;
+    return false;
+  }
+  for (size_t i = 1; i < maps_.size(); ++i) UpdateMap(i);
   fresh_.assign(streams, false);
-  // Under temporal reuse a row shows what was last computed of it.
-  if (reuse_ == Reuse::kTemporal) return Refresh(nullptr);
-  UpdateTiles();
-  return Refresh(&wanted_);
+  for (Shown& shown : shown_) {
+    if (maps_[shown.node].content()) UpdateTiles(&shown);
+  }
+  Want();
+  for (size_t i = 1; i < maps_.size(); ++i) {
+    if (!Refresh(i)) {
+      full_ = i;
+      return false;
+    }
+  }
+  frames_ += streams;
+  return true;
 }
 
-void Structure::UpdateWindows() {
-  const bool any = !maps_[0].positions.empty();
-  // Pixels are always up to date, but may be what is looked at.
-  if (maps_.size() == 1) maps_[0].stale.Add(maps_[0].changed);
-  for (size_t i = 1; i < maps_.size(); ++i) {
-    Map& map = maps_[i];
-    map.changed.Resize(streams() * map.height, map.width);
-    for (int64_t n = 0; any && n < streams(); ++n) {
-      if (fresh_[n]) {
-        // Even where nothing but padding lies under the window.
-        for (int64_t y = 0; y < map.height; ++y) {
-          map.changed.SetLine(n * map.height + y);
-        }
-      } else {
-        ChangedPositions(windows_[i - 1], n, maps_[i - 1].changed,
-                         &map.changed);
+bool Structure::changed(int64_t index, int64_t stream) const {
+  const Map& map = maps_[index];
+  if (!map.any_changed) return false;
+  const uint64_t* begin = map.changed.line(stream * map.height);
+  return std::any_of(begin, begin + map.height * map.changed.words(),
+                     [](uint64_t word) { return word != 0; });
+}
+
+void Structure::UpdateMap(int64_t index) {
+  Map& map = maps_[index];
+  const Node& node = graph_.nodes[index];
+  if (node.kind == Node::kWeights) return;
+  bool any = had_fresh_;
+  for (const int32_t i : node.inputs) any |= maps_[i].any_changed;
+  // Masks without a mark need not be cleared.
+  if (!any && !map.any_changed) return;
+  map.changed.Resize(streams() * map.height, map.width);
+  map.any_changed = false;
+  if (!any) return;
+  for (int64_t n = 0; n < streams(); ++n) {
+    const int64_t first = n * map.height;
+    if (fresh_[n]) {
+      // Even where nothing but padding lies under a window.
+      SetLines(first, map.height, &map.changed);
+      continue;
+    }
+    for (const int32_t i : node.inputs) {
+      const Map& from = maps_[i];
+      if (!from.any_changed) continue;
+      if (node.windowed()) {
+        ChangedPositions(node.window, n, from.changed, &map.changed);
+      } else if (!node.whole() && from.pixels() == map.pixels()) {
+        map.changed.AddLines(from.changed, first, map.height);
+      } else if (changed(i, n)) {
+        SetLines(first, map.height, &map.changed);
       }
     }
-    map.stale.Add(map.changed);
   }
+  map.any_changed = map.changed.Any();
+  if (!map.any_changed) return;
+  map.stale.Add(map.changed);
+  map.any_stale = true;
 }
 
-void Structure::UpdateTiles() {
-  const Map& map = maps_.back();
-  const int64_t words = tiles_.key_words();
-  changed_tiles_.clear();
+void Structure::UpdateTiles(Shown* shown) {
+  Map& map = maps_[shown->node];
+  const Tiles& tiles = shown->tiles;
+  const FrameShape& frame = graph_.frame;
+  const int64_t words = tiles.key_words();
+  shown->changed.clear();
+  shown->first_new = shown->table == nullptr ? 0 : shown->table->size();
+  if (!map.any_changed) return;
   for (int64_t n = 0; n < streams(); ++n) {
-    tiles_.ForEach(map.changed, n, [&](int64_t tile) {
-      changed_tiles_.push_back(
+    tiles.ForEach(map.changed, n, [&](int64_t tile) {
+      shown->changed.push_back(
           {static_cast<int32_t>(n), static_cast<int32_t>(tile), -1});
     });
   }
-  const int64_t count = changed_tiles_.size();
-  first_new_tile_ = 0;
-  if (tile_table_ != nullptr) {
-    first_new_tile_ = tile_table_->size();
+  const int64_t count = shown->changed.size();
+  if (shown->table != nullptr) {
     tile_keys_.resize(Product({count, words}));
     tile_ids_.resize(count);
     int32_t* key = tile_keys_.data();
-    for (const TileChange& change : changed_tiles_) {
-      tiles_.Key(
+    for (const TileChange& change : shown->changed) {
+      tiles.Key(
           change.tile,
-          seen_.data() + change.stream * frame_.pixels() * frame_.pixel_size(),
+          seen_.data() + change.stream * frame.pixels() * frame.pixel_size(),
           key);
       key += words;
     }
-    if (tile_table_->Intern(tile_keys_.data(), count, tile_ids_.data())) {
-      for (int64_t i = 0; i < count; ++i) changed_tiles_[i].id = tile_ids_[i];
+    if (shown->table->Intern(tile_keys_.data(), count, tile_ids_.data())) {
+      for (int64_t i = 0; i < count; ++i) shown->changed[i].id = tile_ids_[i];
     } else {
-      tile_table_->Clear();
-    }
-  }
-  wanted_.Resize(streams() * map.height, map.width);
-  for (const TileChange& change : changed_tiles_) {
-    if (change.id < 0 || change.id >= first_new_tile_) {
-      tiles_.Mark(change.tile, change.stream, &wanted_);
+      shown->table->Clear();
     }
   }
 }
 
-bool Structure::Refresh(const PixelMask* wanted) {
-  const int64_t last = maps_.size() - 1;
-  const int64_t first = std::min<int64_t>(1, last);
-  for (int64_t i = last; i >= first; --i) {
-    Map& map = maps_[i];
-    if (wanted == nullptr) {
-      map.wanted = map.stale;
-    } else {
-      if (i == last) {
-        map.wanted = *wanted;
-      } else {
+void Structure::Want() {
+  for (Map& map : maps_) map.any_wanted = false;
+  for (const Shown& shown : shown_) {
+    Map& map = maps_[shown.node];
+    if (!map.content()) continue;
+    for (const TileChange& change : shown.changed) {
+      if (change.id >= 0 && change.id < shown.first_new) continue;
+      if (!map.any_wanted) {
         map.wanted.Resize(streams() * map.height, map.width);
-        for (int64_t n = 0; n < streams(); ++n) {
-          CoveredPixels(windows_[i], n, maps_[i + 1].wanted, &map.wanted);
-        }
+        map.any_wanted = true;
       }
-      map.wanted.Intersect(map.stale);
+      shown.tiles.Mark(change.tile, change.stream, &map.wanted);
     }
-    map.stale.Remove(map.wanted);
   }
-  for (int64_t i = first; i <= last; ++i) {
+  for (int64_t i = maps_.size() - 1; i > 0; --i) {
     Map& map = maps_[i];
-    map.positions.clear();
-    map.wanted.Append(0, streams() * map.height, &map.positions);
-    if (i > 0 && !RefreshWindow(i)) return false;
+    // A row shows what was last computed of it.
+    const bool all = !map.content() || graph_.nodes[i].per_frame;
+    if (all && map.any_stale) {
+      map.wanted = map.stale;
+      map.stale.Clear();
+      map.any_stale = false;
+      map.any_wanted = true;
+    } else if (map.any_wanted) {
+      map.wanted.Intersect(map.stale);
+      map.stale.Remove(map.wanted);
+      map.any_wanted = map.wanted.Any();
+      map.any_stale = map.stale.Any();
+    }
+    if (map.any_wanted) WantInputs(i);
   }
-  return true;
+}
+
+void Structure::WantInputs(int64_t index) {
+  const Map& map = maps_[index];
+  const Node& node = graph_.nodes[index];
+  // The tiles of what a node of a whole map looks at are wanted already.
+  if (node.whole()) return;
+  for (const int32_t i : node.inputs) {
+    Map& from = maps_[i];
+    // Of others all is wanted anyway.
+    if (i == 0 || !from.content() || graph_.nodes[i].per_frame ||
+        !from.any_stale) {
+      continue;
+    }
+    if (!from.any_wanted) {
+      from.wanted.Resize(streams() * from.height, from.width);
+      from.any_wanted = true;
+    }
+    if (!node.windowed() && from.pixels() == map.pixels()) {
+      from.wanted.Add(map.wanted);
+      continue;
+    }
+    for (int64_t n = 0; n < streams(); ++n) {
+      if (node.windowed()) {
+        CoveredPixels(node.window, n, map.wanted, &from.wanted);
+      } else {
+        SetLines(n * from.height, from.height, &from.wanted);
+      }
+    }
+  }
 }
 
 bool Structure::UpdatePixels(const uint8_t* frames,
                              const ParallelFor& parallel) {
   Map& map = maps_[0];
-  const int64_t lines = streams() * frame_.height;
-  const int64_t line_size = frame_.width * frame_.pixel_size();
-  map.changed.Resize(lines, frame_.width);
+  const FrameShape& frame = graph_.frame;
+  const int64_t lines = streams() * frame.height;
+  const int64_t line_size = frame.width * frame.pixel_size();
+  map.changed.Resize(lines, frame.width);
   map.positions.clear();
   for (int64_t n = 0; n < streams(); ++n) {
-    const int64_t first = n * frame_.height;
+    const int64_t first = n * frame.height;
     const uint8_t* now = frames + first * line_size;
     uint8_t* seen = seen_.data() + first * line_size;
     if (fresh_[n]) {
-      std::memcpy(seen, now, frame_.height * line_size);
-      for (int64_t y = 0; y < frame_.height; ++y) {
-        map.changed.SetLine(first + y);
-      }
-    } else if (std::memcmp(seen, now, frame_.height * line_size) != 0) {
-      UpdateSeen(now, seen, frame_.height, frame_.width, frame_.pixel_size(), 0,
+      std::memcpy(seen, now, frame.height * line_size);
+      SetLines(first, frame.height, &map.changed);
+    } else if (std::memcmp(seen, now, frame.height * line_size) != 0) {
+      UpdateSeen(now, seen, frame.height, frame.width, frame.pixel_size(), 0,
                  parallel, &map.changed, first);
     }
   }
   map.changed.Append(0, lines, &map.positions);
-  const int64_t count = map.positions.size(), size = frame_.pixel_size();
+  map.any_changed = !map.positions.empty();
+  const int64_t count = map.positions.size(), size = frame.pixel_size();
   map.rows = NewRows();
-  if (reuse_ == Reuse::kContent && IsByte(frame_)) {
+  if (map.content() && IsByte(frame)) {
     for (const int32_t at : map.positions) map.ids[at] = seen_[at];
     // The rows of all values are computed at the first step.
     if (pixels_.size() != kByteValues) {
@@ -223,8 +320,8 @@ bool Structure::UpdatePixels(const uint8_t* frames,
                 seen_.data() + map.positions[i] * size, size);
   }
   map.rows.raw_stride = words * 4;
-  if (reuse_ == Reuse::kContent) {
-    if (!Intern(&map)) return false;
+  if (map.content()) {
+    if (!Intern(0)) return false;
   } else {
     map.rows.patches = map.patches.data();
     map.rows.count = count;
@@ -234,40 +331,81 @@ bool Structure::UpdatePixels(const uint8_t* frames,
   return true;
 }
 
-bool Structure::RefreshWindow(int64_t index) {
+bool Structure::Refresh(int64_t index) {
   Map& map = maps_[index];
-  const Map& from = maps_[index - 1];
-  const Window& window = windows_[index - 1];
-  const int64_t count = map.positions.size();
-  map.patches.resize(Product({count, window.taps()}));
+  const Node& node = graph_.nodes[index];
+  map.positions.clear();
   map.rows = NewRows();
-  if (reuse_ == Reuse::kTemporal) {
-    PatchIds(window, map.positions.data(), count, map.patches.data());
-    map.rows.patches = map.patches.data();
-    map.rows.count = count;
-    map.rows.ids = map.positions.data();
+  if (!map.any_wanted) return true;
+  map.wanted.Append(0, streams() * map.height, &map.positions);
+  if (map.content() && node.per_frame) {
+    const int64_t pixels = map.pixels();
+    for (const int32_t at : map.positions) {
+      const int64_t stream = at / pixels;
+      map.ids[at] = static_cast<int32_t>((frames_ + stream) * pixels +
+                                         (at - stream * pixels));
+    }
     return true;
   }
-  const int32_t* ids = from.ids.data();
-  PatchIds(
-      window, map.positions.data(), count,
-      [ids](int64_t pixel) { return ids[pixel]; }, map.patches.data());
-  return Intern(&map);
+  if (!node.whole()) FindPatches(index);
+  if (map.content()) return Intern(index);
+  map.rows.patches = map.patches.data();
+  map.rows.count = map.positions.size();
+  map.rows.ids = map.positions.data();
+  return true;
 }
 
-bool Structure::Intern(Map* map) {
-  const int64_t known = map->table->size();
-  new_ids_.resize(map->positions.size());
-  if (!map->table->Intern(map->patches.data(), map->positions.size(),
-                          new_ids_.data())) {
+void Structure::FindPatches(int64_t index) {
+  Map& map = maps_[index];
+  const Node& node = graph_.nodes[index];
+  const int64_t count = map.positions.size(), taps = node.taps();
+  map.patches.resize(Product({count, taps}));
+  if (node.windowed()) {
+    const Map& from = maps_[node.inputs[0]];
+    const int32_t* ids = from.ids.data();
+    if (from.content()) {
+      PatchIds(
+          node.window, map.positions.data(), count,
+          [ids](int64_t pixel) { return ids[pixel]; }, map.patches.data());
+    } else {
+      PatchIds(node.window, map.positions.data(), count, map.patches.data());
+    }
+    return;
+  }
+  const int32_t pixels = static_cast<int32_t>(map.pixels());
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int32_t input = node.inputs[tap];
+    const Map& from = maps_[input];
+    const bool weights = graph_.nodes[input].kind == Node::kWeights;
+    const bool one = from.pixels() != pixels;
+    const int32_t* ids = from.content() && !weights ? from.ids.data() : nullptr;
+    int32_t* to = map.patches.data() + tap;
+    for (int64_t i = 0; i < count; ++i, to += taps) {
+      int32_t at = map.positions[i];
+      if (weights) {
+        at = one ? 0 : at % pixels;
+      } else if (one) {
+        at /= pixels;
+      }
+      *to = ids == nullptr ? at : ids[at];
+    }
+  }
+}
+
+bool Structure::Intern(int64_t index) {
+  Map& map = maps_[index];
+  const int64_t known = map.table->size();
+  new_ids_.resize(map.positions.size());
+  if (!map.table->Intern(map.patches.data(), map.positions.size(),
+                         new_ids_.data())) {
     return false;
   }
   for (size_t i = 0; i < new_ids_.size(); ++i) {
-    map->ids[map->positions[i]] = new_ids_[i];
+    map.ids[map.positions[i]] = new_ids_[i];
   }
-  map->rows.patches = map->table->key(known);
-  map->rows.count = map->table->size() - known;
-  map->rows.first = known;
+  map.rows.patches = map.table->key(known);
+  map.rows.count = map.table->size() - known;
+  map.rows.first = known;
   return true;
 }
 

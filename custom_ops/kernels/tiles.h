@@ -1,4 +1,4 @@
-// Tiles: blocks of the last map's positions, known again by the pixels under
+// Tiles: blocks of the positions of a map, known again by the pixels under
 // them. A game shows few pictures in any one place, and shows them again and
 // again: where a whole tile comes back, none of its positions need be looked
 // at.
@@ -11,42 +11,36 @@
 #include <vector>
 
 #include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/window.h"
+#include "custom_ops/kernels/graph.h"
 
 namespace reuse_tf {
 
-// The geometry of tiles of kSide by kSide positions, of what the windows make
-// of a frame. The tiles at the right and the bottom may reach beyond the map.
+// The geometry of tiles of kSide by kSide positions of a node's map. The tiles
+// at the right and the bottom may reach beyond the map.
 class Tiles {
  public:
   static constexpr int64_t kSide = 4, kPositions = kSide * kSide;
 
-  Tiles(const FrameShape& frame, const std::vector<Window>& windows)
-      : frame_(frame),
-        height_(windows.empty() ? frame.height : windows.back().out_height),
-        width_(windows.empty() ? frame.width : windows.back().out_width),
+  Tiles(const Graph& graph, int64_t node)
+      : frame_(graph.frame),
+        height_(graph.nodes[node].height),
+        width_(graph.nodes[node].width),
         rows_((height_ + kSide - 1) / kSide),
         columns_((width_ + kSide - 1) / kSide) {
     int64_t height = 0, width = 0;
     for (int64_t i = 0; i < rows_; ++i) {
-      Range range = {i * kSide, std::min((i + 1) * kSide, height_)};
-      for (auto w = windows.rbegin(); w != windows.rend(); ++w) {
-        range = Under(range, w->stride_height, w->pad_top, w->dilation_height,
-                      w->kernel_height, w->height);
-      }
-      y_.push_back(range);
-      height = std::max(height, range.end - range.begin);
+      y_.push_back(UnderNode(graph, node,
+                             {i * kSide, std::min((i + 1) * kSide, height_)},
+                             Axis::kHeight));
+      height = std::max(height, y_.back().end - y_.back().begin);
     }
     for (int64_t i = 0; i < columns_; ++i) {
-      Range range = {i * kSide, std::min((i + 1) * kSide, width_)};
-      for (auto w = windows.rbegin(); w != windows.rend(); ++w) {
-        range = Under(range, w->stride_width, w->pad_left, w->dilation_width,
-                      w->kernel_width, w->width);
-      }
-      x_.push_back(range);
-      width = std::max(width, range.end - range.begin);
+      x_.push_back(UnderNode(graph, node,
+                             {i * kSide, std::min((i + 1) * kSide, width_)},
+                             Axis::kWidth));
+      width = std::max(width, x_.back().end - x_.back().begin);
     }
-    key_words_ = 1 + (height * width * frame.pixel_size() + 3) / 4;
+    key_words_ = 1 + (height * width * frame_.pixel_size() + 3) / 4;
   }
 
   int64_t count() const { return rows_ * columns_; }
@@ -111,8 +105,8 @@ class Tiles {
     const Range y = y_[tile / columns_], x = x_[tile % columns_];
     const int64_t size = (x.end - x.begin) * frame_.pixel_size();
     const int64_t stride = frame_.width * frame_.pixel_size();
-    key[0] = static_cast<int32_t>(tile) + 1;
     key[key_words_ - 1] = 0;  // may be filled in part
+    key[0] = static_cast<int32_t>(tile) + 1;
     auto* to = reinterpret_cast<uint8_t*>(key + 1);
     auto* const end = reinterpret_cast<uint8_t*>(key + key_words_);
     const uint8_t* from =
@@ -125,17 +119,55 @@ class Tiles {
 
  private:
   struct Range {
-    int64_t begin, end;
+    int64_t begin = 0, end = 0;
+
+    void Add(Range other) {
+      if (other.begin >= other.end) return;
+      *this = begin < end ? Range{std::min(begin, other.begin),
+                                  std::max(end, other.end)}
+                          : other;
+    }
   };
+  enum class Axis { kHeight, kWidth };
+
+  // The pixels of a frame that lie under a range of a node's positions, and
+  // those between them.
+  static Range UnderNode(const Graph& graph, int64_t node, Range range,
+                         Axis axis) {
+    const bool y = axis == Axis::kHeight;
+    std::vector<Range> ranges(node + 1);
+    ranges[node] = range;
+    for (int64_t i = node; i > 0; --i) {
+      const Range out = ranges[i];
+      if (out.begin >= out.end) continue;
+      const Node& at = graph.nodes[i];
+      for (const int32_t input : at.inputs) {
+        const Node& from = graph.nodes[input];
+        if (at.windowed()) {
+          const Window& w = at.window;
+          ranges[input].Add(
+              y ? Under(out, w.stride_height, w.pad_top, w.dilation_height,
+                        w.kernel_height, w.up_height, w.height)
+                : Under(out, w.stride_width, w.pad_left, w.dilation_width,
+                        w.kernel_width, w.up_width, w.width));
+        } else if (at.whole() || from.pixels() == 1) {
+          ranges[input].Add({0, y ? from.height : from.width});
+        } else {
+          ranges[input].Add(out);
+        }
+      }
+    }
+    return ranges[0];
+  }
 
   // What lies under a range of outputs, in an axis of `size` inputs.
   static Range Under(Range range, int64_t stride, int64_t pad, int64_t dilation,
-                     int64_t kernel, int64_t size) {
-    if (range.begin >= range.end) return {0, 0};
+                     int64_t kernel, int64_t up, int64_t size) {
     const int64_t begin = std::max<int64_t>(0, range.begin * stride - pad);
     const int64_t end =
         (range.end - 1) * stride - pad + (kernel - 1) * dilation + 1;
-    return {begin, std::max(begin, std::min(size, end))};
+    return {(begin + up - 1) / up,
+            std::min(size, (std::max<int64_t>(0, end) + up - 1) / up)};
   }
 
   // Quicker than memcpy for the few bytes that they are.

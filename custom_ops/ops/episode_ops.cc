@@ -8,7 +8,7 @@
 #include "custom_ops/kernels/lazy_buffer.h"
 #include "custom_ops/kernels/pool.h"
 #include "custom_ops/ops/common.h"
-#include "custom_ops/ops/program.h"
+#include "custom_ops/ops/node_list.h"
 #include "custom_ops/ops/structure_outputs.h"
 #include "tensorflow/core/framework/op.h"
 
@@ -24,37 +24,68 @@ absl::Status ShapesOf(InferenceContext* c) {
 }
 
 REGISTER_OP("ReuseTF>VideoStructure")
-    .Attr("program: list(string)")
-    .Attr("num_stages: int >= 0")
+    .Attr("nodes: list(string)")
+    .Attr("num_patches: int >= 0")
+    .Attr("num_shown: int >= 1")
+    .Attr("num_states: int >= 0")
     .Attr("T: {float, uint8}")
     .Input("frames: T")
     .Output("pixels: float")
-    .Output("pairs: int32")
-    .Output("contents: int32")
-    .Output("runs: int32")
     .Output("order: int32")
-    .Output("patches: num_stages * int32")
+    .Output("patches: num_patches * int32")
+    .Output("pairs: num_shown * int32")
+    .Output("contents: num_shown * int32")
+    .Output("runs: num_shown * int32")
+    .Output("states: num_states * int32")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle frames;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &frames));
-      SetStructureShapes(c, c->Dim(frames, 3));
-      return absl::OkStatus();
+      return SetStructureShapes(c, c->Dim(frames, 3));
     })
     .Doc(R"doc(
 Finds what is distinct in a video, at every layer of a network.
 
-program: The network, line by line (program.h).
+nodes: The network, line by line (node_list.h).
 frames: [T, H, W, C].
 pixels: The distinct pixels, [U, C].
-pairs: The distinct (position, row) pairs of the last map, ordered by position,
-  [D, 2].
-contents: What a tile of positions shows, as pairs; -1 where it reaches beyond
-  the map, [E, 16].
-runs: That a tile shows a content: tile, content, first frame, last frame + 1,
-  [K, 4].
 order: By frame, its number in `runs`: [T], from 0 on.
-patches: For each window the distinct patches, as ids of the rows before,
-  [M, taps]; -1 is padding.
+patches: For each window and join whose rows are not one a frame, in the order
+  of the nodes, the distinct patches, as ids of the rows before, [M, taps]; -1
+  is padding.
+pairs: For each shown map, that is one that an output is or that a dense layer,
+  a global pooling, a reshaping or a group normalization looks at, the distinct
+  (position, row) pairs, ordered by position, [D, 2].
+contents: Of these, what a tile of positions shows, as pairs; -1 where it
+  reaches beyond the map, [E, 16].
+runs: Of these, that a tile shows a content: tile, content, first frame, last
+  frame + 1, [K, 4].
+states: For each node of a value a frame that windows or joins of other kinds
+  look at: by frame, the last one, itself or before, that changed what the node
+  is made of, [T]. Row position + state * positions is the node's.
+)doc");
+
+REGISTER_OP("ReuseTF>FrameIds")
+    .Attr("height: int >= 1")
+    .Attr("width: int >= 1")
+    .Input("pairs: int32")
+    .Input("contents: int32")
+    .Input("runs: int32")
+    .Input("order: int32")
+    .Output("ids: int32")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle order;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(3), 1, &order));
+      int64_t height = 0, width = 0;
+      TF_RETURN_IF_ERROR(c->GetAttr("height", &height));
+      TF_RETURN_IF_ERROR(c->GetAttr("width", &width));
+      c->set_output(0, c->Matrix(c->Dim(order, 0), height * width));
+      return absl::OkStatus();
+    })
+    .Doc(R"doc(
+The row that each position of a shown map shows in each frame.
+
+pairs, contents, runs, order: Of VideoStructure.
+ids: [T, height * width], by frame in the order of `order`.
 )doc");
 
 REGISTER_OP("ReuseTF>PatchProduct")
@@ -224,55 +255,131 @@ class VideoStructureOp : public GuardedOp {
  public:
   explicit VideoStructureOp(OpKernelConstruction* context)
       : GuardedOp(context) {
-    std::vector<std::string> program;
-    OP_REQUIRES_OK(context, context->GetAttr("program", &program));
-    OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
-    int64_t stages = 0;
-    OP_REQUIRES_OK(context, context->GetAttr("num_stages", &stages));
-    OP_REQUIRES(context, stages == static_cast<int64_t>(spec_.stages.size()),
-                absl::InvalidArgumentError(
-                    absl::StrCat("num_stages must be that of the program, ",
-                                 spec_.stages.size(), ", got ", stages)));
+    std::vector<std::string> nodes;
+    StructureCounts counts;
+    OP_REQUIRES_OK(context, context->GetAttr("nodes", &nodes));
+    OP_REQUIRES_OK(context, ParseNodeList(nodes, &graph_));
+    OP_REQUIRES_OK(context, counts.Read(context));
+    OP_REQUIRES_OK(context, counts.CheckAre(StructureCounts(graph_)));
   }
 
   void DoCompute(OpKernelContext* context) override {
     const Tensor& frames = context->input(0);
-    OP_REQUIRES_OK(context, CheckFrames(frames, spec_.frame, "T"));
+    const FrameShape& shape = graph_.frame;
+    OP_REQUIRES_OK(context, CheckFrames(frames, shape, "T"));
     const int64_t count = frames.dim_size(0);
     OP_REQUIRES_OK(context, CheckCountable("the number of frames", {count}));
-    const FrameShape& shape = spec_.frame;
-    std::vector<Window> windows;
     // No map has more rows than positions in all frames.
-    std::vector<int64_t> max_rows;
-    const auto most = [&](int64_t pixels) {
-      return std::min<int64_t>(pixels * count, INT32_MAX);
+    std::vector<int64_t> max_rows, max_tiles;
+    const auto most = [&](int64_t of_frame) {
+      return std::min<int64_t>(of_frame * count, INT32_MAX);
     };
-    max_rows.push_back(std::max<int64_t>(256, most(shape.pixels())));
-    for (const auto& stage : spec_.stages) {
-      windows.push_back(stage.window);
-      max_rows.push_back(most(stage.window.positions()));
+    for (const Node& node : graph_.nodes) {
+      max_rows.push_back(most(node.pixels()));
+      if (!node.per_frame) continue;
+      OP_REQUIRES_OK(context, CheckCountable("frames times a map's positions",
+                                             {count, node.pixels()}));
     }
+    const std::vector<int32_t> shown = graph_.Shown();
     // At most as many tiles as frames hold: what does not fit is not numbered.
-    const Tiles tiles(shape, windows);
-    const int64_t most_tiles =
-        std::min<int64_t>(tiles.count() * count, INT32_MAX);
-    Structure structure(shape, windows, max_rows, most_tiles);
-    EpisodeRecorder recorder(tiles, most_tiles, INT32_MAX);
+    for (const int32_t map : shown) {
+      max_tiles.push_back(most(Tiles(graph_, map).count()));
+    }
+    Structure structure(graph_, max_rows, max_tiles);
+    std::vector<EpisodeRecorder> recorders;
+    for (size_t k = 0; k < shown.size(); ++k) {
+      recorders.emplace_back(structure, k, max_tiles[k], INT32_MAX);
+    }
+    const std::vector<int32_t> nodes = graph_.States();
+    std::vector<std::vector<int32_t>> states(nodes.size());
     const auto* bytes = static_cast<const uint8_t*>(frames.data());
     const int64_t size = shape.pixels() * shape.pixel_size();
     const ParallelFor parallel = OpThreads(context);
     for (int64_t t = 0; t < count; ++t) {
-      OP_REQUIRES(context,
-                  structure.Step(bytes + t * size, 1, parallel) &&
-                      recorder.Add(structure),
+      bool good = structure.Step(bytes + t * size, 1, parallel);
+      for (EpisodeRecorder& recorder : recorders) {
+        good = good && recorder.Add(structure);
+      }
+      OP_REQUIRES(context, good,
                   absl::ResourceExhaustedError(
                       "frames have more than 2^31 - 1 distinct patches"));
+      for (size_t k = 0; k < nodes.size(); ++k) {
+        states[k].push_back(
+            structure.id(nodes[k], 0) /
+            static_cast<int32_t>(structure.maps()[nodes[k]].pixels()));
+      }
     }
-    OutputStructure(context, shape, structure, &recorder);
+    OutputStructure(context, structure, &recorders, states);
   }
 
  private:
-  NetworkSpec spec_;
+  Graph graph_;
+};
+
+class FrameIdsOp : public GuardedOp {
+ public:
+  explicit FrameIdsOp(OpKernelConstruction* context) : GuardedOp(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("height", &height_));
+    OP_REQUIRES_OK(context, context->GetAttr("width", &width_));
+    OP_REQUIRES_OK(context,
+                   CheckCountable("height * width", {height_, width_}));
+  }
+
+  void DoCompute(OpKernelContext* context) override {
+    const Tensor& pairs = context->input(0);
+    const Tensor& contents = context->input(1);
+    const Tensor& runs = context->input(2);
+    const Tensor& order = context->input(3);
+    OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
+                Mismatch("pairs", "[D, 2]", pairs));
+    OP_REQUIRES(
+        context,
+        contents.dims() == 2 && contents.dim_size(1) == Tiles::kPositions,
+        Mismatch("contents", "[E, 16]", contents));
+    OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
+                Mismatch("runs", "[K, 4]", runs));
+    OP_REQUIRES_OK(context, CheckRank("order", order, 1, "[T]"));
+    OP_REQUIRES_OK(context,
+                   CheckIds("contents", contents, -1, pairs.dim_size(0)));
+    const int64_t frames = order.dim_size(0), size = height_ * width_;
+    OP_REQUIRES_OK(context, CheckIds("order", order, 0, frames));
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(context, AllocateOutput(context, 0, {frames, size}, &out));
+    // By number first.
+    std::vector<int32_t> ids(Product({frames, size}), 0);
+    const auto* pair =
+        reinterpret_cast<const Pair*>(pairs.flat<int32_t>().data());
+    const auto* run = reinterpret_cast<const Run*>(runs.flat<int32_t>().data());
+    for (int64_t i = 0; i < runs.dim_size(0); ++i) {
+      const auto [tile, content, begin, end] = run[i];
+      OP_REQUIRES(
+          context,
+          content >= 0 && content < contents.dim_size(0) && begin >= 0 &&
+              begin <= end && end <= frames,
+          absl::InvalidArgumentError(absl::StrCat(
+              "runs must be (tile, content, begin, end) within ",
+              contents.dim_size(0), " contents and ", frames, " frames, got (",
+              tile, ", ", content, ", ", begin, ", ", end, ") at ", i)));
+      const int32_t* shows =
+          contents.flat<int32_t>().data() + content * Tiles::kPositions;
+      for (int64_t k = 0; k < Tiles::kPositions; ++k) {
+        if (shows[k] < 0) continue;
+        const auto [position, row] = pair[shows[k]];
+        OP_REQUIRES(context, position >= 0 && position < size && row >= 0,
+                    absl::InvalidArgumentError(absl::StrCat(
+                        "pairs must be (position, row) within ", size,
+                        " positions, got (", position, ", ", row, ")")));
+        for (int64_t t = begin; t < end; ++t) ids[t * size + position] = row;
+      }
+    }
+    for (int64_t t = 0; t < frames; ++t) {
+      std::copy_n(ids.data() + order.flat<int32_t>()(t) * size, size,
+                  out->flat<int32_t>().data() + t * size);
+    }
+  }
+
+ private:
+  int64_t height_ = 1, width_ = 1;
 };
 
 // Checks rows, patches and kernel, and puts their sizes together.
@@ -573,6 +680,7 @@ REGISTER_KERNEL_BUILDER(Name("ReuseTF>VideoStructure")
                             .Device(tensorflow::DEVICE_CPU)
                             .TypeConstraint<uint8_t>("T"),
                         VideoStructureOp<uint8_t>);
+REGISTER_CPU("FrameIds", FrameIdsOp);
 REGISTER_CPU("PatchProduct", PatchProductOp);
 REGISTER_CPU("PatchProductGrad", PatchProductGradOp);
 REGISTER_CPU("PatchPool", PatchPoolOp<false>);

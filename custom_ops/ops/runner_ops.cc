@@ -8,7 +8,7 @@
 #include "custom_ops/kernels/network.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/held_weight.h"
-#include "custom_ops/ops/program.h"
+#include "custom_ops/ops/node_list.h"
 #include "custom_ops/ops/structure_outputs.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/resource_mgr.h"
@@ -19,8 +19,8 @@ namespace {
 using tensorflow::Var;
 
 REGISTER_OP("ReuseTF>RunnerState")
-    .Attr("program: list(string)")
-    .Attr("reuse: {'content', 'temporal'}")
+    .Attr("nodes: list(string)")
+    .Attr("reuse: {'auto', 'content', 'temporal'}")
     .Attr("max_rows: int >= 0 = 0")
     .Attr("num_weights: int >= 0")
     .Input("weights: num_weights * resource")
@@ -36,31 +36,35 @@ REGISTER_OP("ReuseTF>RunnerState")
 Makes a network that steps through the frames of streams. It lives as long as
 the handle.
 
-program: The network, line by line (program.h).
+nodes: The network, line by line (node_list.h).
 max_rows: The most rows that each table holds; 0 for about 400 MB in all.
-weights: The variables, in the order in which the program mentions them.
+weights: The variables, in the order in which the nodes mention them.
 address: For reuse_tf_runner_step.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerStep")
     .Attr("T: {float, uint8}")
+    .Attr("num_outputs: int >= 1 = 1")
     .Input("state: resource")
     .Input("frames: T")
-    .Output("outputs: float")
+    .Output("outputs: num_outputs * float")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle scalar, frames;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 0, &scalar));
       TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &frames));
-      c->set_output(0, c->Matrix(c->Dim(frames, 0), c->UnknownDim()));
+      for (int i = 0; i < c->num_outputs(); ++i) {
+        c->set_output(i, c->MakeShape({c->Dim(frames, 0), c->UnknownDim(),
+                                       c->UnknownDim(), c->UnknownDim()}));
+      }
       return absl::OkStatus();
     })
     .Doc(R"doc(
 The network's outputs for one more frame of each stream.
 
 state: Of RunnerState.
-frames: [N, H, W, C], of the shape and type that the program says.
-outputs: [N, units].
+frames: [N, H, W, C], of the shape and type that the nodes say.
+outputs: Of each output node [N, height, width, channels].
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerReset")
@@ -90,27 +94,29 @@ Records the structure of all steps from the next one on.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerRecording")
-    .Attr("num_stages: int >= 0")
+    .Attr("num_patches: int >= 0")
+    .Attr("num_shown: int >= 1")
+    .Attr("num_states: int >= 0")
     .Input("state: resource")
     .Output("pixels: float")
-    .Output("pairs: int32")
-    .Output("contents: int32")
-    .Output("runs: int32")
     .Output("order: int32")
-    .Output("patches: num_stages * int32")
+    .Output("patches: num_patches * int32")
+    .Output("pairs: num_shown * int32")
+    .Output("contents: num_shown * int32")
+    .Output("runs: num_shown * int32")
+    .Output("states: num_states * int32")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle scalar;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 0, &scalar));
-      SetStructureShapes(c, c->UnknownDim());
-      return absl::OkStatus();
+      return SetStructureShapes(c, c->UnknownDim());
     })
     .Doc(R"doc(
 Ends a recording, and gives the memory of the tables back: what VideoStructure
-would say of the streams, one after the
-other. `order` has the frames in the order of the steps, and in a step in that
-of the streams. All is empty if there is nothing, or if the tables were cleared
-while it was under way.
+would say of the streams, one after the other. `order` has the frames in the
+order of the steps, and in a step in that of the streams. All is empty if there
+is nothing, if the tables were cleared while it was under way, or if a map is
+never of content reuse.
 )doc");
 
 REGISTER_OP("ReuseTF>RunnerStats")
@@ -123,9 +129,9 @@ REGISTER_OP("ReuseTF>RunnerStats")
     .SetShapeFn([](InferenceContext* c) {
       ShapeHandle scalar;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 0, &scalar));
-      c->set_output(0, c->Vector(4));
+      c->set_output(0, c->Vector(5));
       c->set_output(1, c->Vector(3));
-      c->set_output(2, c->Matrix(c->UnknownDim(), 5));
+      c->set_output(2, c->Matrix(c->UnknownDim(), 6));
       c->set_output(3, c->Matrix(c->UnknownDim(), 2));
       return absl::OkStatus();
     })
@@ -133,39 +139,46 @@ REGISTER_OP("ReuseTF>RunnerStats")
 What the network has counted since it was made or reset.
 
 totals: frames, clears of the tables, switches between the kinds of reuse, and
-  1 if the present kind is content reuse, else 0.
-seconds: Spent on structure, on rows and on the dense sum.
-maps: For each window and for the dense sum: positions, changed positions, new
-  rows, multiply-adds, and the multiply-adds of a dense network.
-rows: For the frames and each window: rows in use, and their bound.
+  how many maps are of content reuse and of temporal reuse at present, but for
+  those of a value a frame.
+seconds: Spent on structure, on rows, and on nodes of a whole map.
+maps: For each node but frames and weights: positions, changed positions, new
+  rows, multiply-adds, those of a dense network, and 1 if its rows are those of
+  content reuse, else 0.
+rows: For the frames and each map node: rows in use, and their bound.
 )doc");
 
 class RunnerState : public tensorflow::ResourceBase {
  public:
-  RunnerState(const NetworkSpec& spec, const Network::Options& options,
+  RunnerState(const Graph& graph, const Network::Options& options,
               std::vector<RefCountPtr<Var>> variables, ParallelFor threads)
-      : spec_(spec),
-        weight_sizes_(spec.WeightSizes()),
+      : graph_(graph),
+        weight_sizes_(graph.WeightSizes()),
         variables_(std::move(variables)),
         threads_(std::move(threads)),
-        network_(spec, options),
+        network_(graph, options),
         weights_(weight_sizes_.size()),
         pointers_(weight_sizes_.size()) {}
   std::string DebugString() const override { return "network of a runner"; }
 
-  const NetworkSpec& spec() const { return spec_; }
+  const Graph& graph() const { return graph_; }
 
-  // frames [streams, height, width, channels] to outputs [streams, units].
-  absl::Status Step(const void* frames, int64_t streams, float* outputs) {
-    int64_t pixels = spec_.frame.pixels();
-    for (const auto& stage : spec_.stages) {
-      pixels = std::max(pixels, stage.window.positions());
+  // frames [streams, height, width, channels] to outputs, as Network::Step.
+  absl::Status Step(const void* frames, int64_t streams, float* const* outputs,
+                    bool kept) {
+    int64_t pixels = 0;
+    for (const Node& node : graph_.nodes) {
+      pixels = std::max(pixels, node.pixels());
     }
     TF_RETURN_IF_ERROR(CheckCountable("the number of positions of a layer",
                                       {streams, pixels}));
     const std::lock_guard<std::mutex> lock(mu_);
     TF_RETURN_IF_ERROR(UpdateWeights());
-    network_.Step(frames, streams, threads_, outputs);
+    // Another call may have come in between.
+    kept = kept && last_outputs_ == outputs[0];
+    last_outputs_ = nullptr;
+    network_.Step(frames, streams, threads_, outputs, kept);
+    last_outputs_ = outputs[0];
     return absl::OkStatus();
   }
 
@@ -208,7 +221,7 @@ class RunnerState : public tensorflow::ResourceBase {
     return absl::OkStatus();
   }
 
-  const NetworkSpec spec_;
+  const Graph graph_;
   const std::vector<int64_t> weight_sizes_;
   const std::vector<RefCountPtr<Var>> variables_;
   const ParallelFor threads_;
@@ -217,27 +230,30 @@ class RunnerState : public tensorflow::ResourceBase {
   Network network_;
   bool known_ = false;  // whether the network has the weights that are held
   std::vector<HeldWeight> weights_;
-  std::vector<const float*> pointers_;  // to the held weights
+  std::vector<const float*> pointers_;   // to the held weights
+  const float* last_outputs_ = nullptr;  // where the last step wrote
 };
 
 class RunnerStateOp : public GuardedOp {
  public:
   explicit RunnerStateOp(OpKernelConstruction* context) : GuardedOp(context) {
-    std::vector<std::string> program;
+    std::vector<std::string> nodes;
     std::string reuse;
-    OP_REQUIRES_OK(context, context->GetAttr("program", &program));
+    OP_REQUIRES_OK(context, context->GetAttr("nodes", &nodes));
     OP_REQUIRES_OK(context, context->GetAttr("reuse", &reuse));
     OP_REQUIRES_OK(context, context->GetAttr("max_rows", &options_.max_rows));
     OP_REQUIRES_OK(context, CheckCountable("max_rows", {options_.max_rows}));
-    OP_REQUIRES_OK(context, ParseProgram(program, &spec_));
-    options_.reuse = reuse == "content" ? Reuse::kContent : Reuse::kTemporal;
+    OP_REQUIRES_OK(context, ParseNodeList(nodes, &graph_));
+    options_.reuse = reuse == "auto"      ? Network::Choice::kAuto
+                     : reuse == "content" ? Network::Choice::kContent
+                                          : Network::Choice::kTemporal;
   }
 
   void DoCompute(OpKernelContext* context) override {
     Tensor *handle = nullptr, *address = nullptr;
     OP_REQUIRES_OK(context, context->allocate_output(0, {}, &handle));
     OP_REQUIRES_OK(context, context->allocate_output(1, {}, &address));
-    const size_t count = spec_.WeightSizes().size();
+    const size_t count = graph_.WeightSizes().size();
     OP_REQUIRES(context, static_cast<size_t>(context->num_inputs()) == count,
                 absl::InvalidArgumentError(
                     absl::StrCat("weights must be ", count, " variables, got ",
@@ -249,7 +265,7 @@ class RunnerStateOp : public GuardedOp {
           tensorflow::LookupResource(
               context, tensorflow::HandleFromInput(context, i), &variables[i]));
     }
-    auto* state = new RunnerState(spec_, options_, std::move(variables),
+    auto* state = new RunnerState(graph_, options_, std::move(variables),
                                   OpThreads(context));
     handle->scalar<ResourceHandle>()() =
         ResourceHandle::MakeRefCountingHandle(state, context->device()->name());
@@ -257,7 +273,7 @@ class RunnerStateOp : public GuardedOp {
   }
 
  private:
-  NetworkSpec spec_;
+  Graph graph_;
   Network::Options options_;
 };
 
@@ -270,15 +286,29 @@ class RunnerStepOp : public GuardedOp {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
     const Tensor& frames = context->input(1);
-    OP_REQUIRES_OK(context, CheckFrames(frames, state->spec().frame, "N"));
-    const int64_t streams = frames.dim_size(0);
-    Tensor* outputs = nullptr;
-    OP_REQUIRES_OK(
+    const Graph& graph = state->graph();
+    OP_REQUIRES_OK(context, CheckFrames(frames, graph.frame, "N"));
+    OP_REQUIRES(
         context,
-        AllocateOutput(context, 0, {streams, state->spec().units()}, &outputs));
+        context->num_outputs() == static_cast<int>(graph.outputs.size()),
+        absl::InvalidArgumentError(absl::StrCat(
+            "num_outputs must be that of the nodes, ", graph.outputs.size(),
+            ", got ", context->num_outputs())));
+    const int64_t streams = frames.dim_size(0);
+    std::vector<float*> outputs;
+    for (const int32_t i : graph.outputs) {
+      const Node& node = graph.nodes[i];
+      Tensor* output = nullptr;
+      OP_REQUIRES_OK(
+          context,
+          AllocateOutput(context, static_cast<int>(outputs.size()),
+                         {streams, node.height, node.width, node.channels},
+                         &output));
+      outputs.push_back(output->flat<float>().data());
+    }
     if (streams == 0) return;
     OP_REQUIRES_OK(context, state->Step(frames.flat<T>().data(), streams,
-                                        outputs->flat<float>().data()));
+                                        outputs.data(), false));
   }
 };
 
@@ -314,26 +344,23 @@ class RunnerRecordingOp : public GuardedOp {
  public:
   explicit RunnerRecordingOp(OpKernelConstruction* context)
       : GuardedOp(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("num_stages", &stages_));
+    OP_REQUIRES_OK(context, counts_.Read(context));
   }
 
   void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
-    const NetworkSpec& spec = state->spec();
-    OP_REQUIRES(context, stages_ == static_cast<int64_t>(spec.stages.size()),
-                absl::InvalidArgumentError(
-                    absl::StrCat("num_stages must be that of the program, ",
-                                 spec.stages.size(), ", got ", stages_)));
+    OP_REQUIRES_OK(context, counts_.CheckAre(StructureCounts(state->graph())));
     state->WithNetwork([&](Network& network) {
-      const auto recorder = network.TakeRecording();
-      OutputStructure(context, spec.frame, network.structure(), recorder.get());
+      // Where there are states, there are maps that are never recorded.
+      std::vector<EpisodeRecorder> recorders = network.TakeRecording();
+      OutputStructure(context, network.structure(), &recorders, {});
     });
     state->Release();
   }
 
  private:
-  int64_t stages_ = 0;
+  StructureCounts counts_;
 };
 
 class RunnerStatsOp : public GuardedOp {
@@ -342,44 +369,50 @@ class RunnerStatsOp : public GuardedOp {
   void DoCompute(OpKernelContext* context) override {
     RefCountPtr<RunnerState> state;
     OP_REQUIRES_OK(context, GetState(context, &state));
+    const Graph& graph = state->graph();
     NetworkStats stats;
     std::vector<int64_t> rows, max_rows;
-    Reuse reuse = Reuse::kContent;
+    std::vector<bool> content;
     state->WithNetwork([&](const Network& network) {
       stats = network.stats();
       rows = network.Rows();
       max_rows = network.max_rows();
-      reuse = network.reuse();
+      for (size_t i = 0; i < graph.nodes.size(); ++i) {
+        content.push_back(network.reuse(i) == Reuse::kContent);
+      }
     });
-    Tensor *totals, *seconds, *maps, *tables;
-    OP_REQUIRES_OK(context, context->allocate_output(0, {4}, &totals));
-    OP_REQUIRES_OK(context, context->allocate_output(1, {3}, &seconds));
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       2, {static_cast<int64_t>(stats.maps.size()), 5}, &maps));
-    OP_REQUIRES_OK(context,
-                   context->allocate_output(
-                       3, {static_cast<int64_t>(rows.size()), 2}, &tables));
-    totals->vec<int64_t>()(0) = stats.frames;
-    totals->vec<int64_t>()(1) = stats.clears;
-    totals->vec<int64_t>()(2) = stats.switches;
-    totals->vec<int64_t>()(3) = reuse == Reuse::kContent;
-    seconds->vec<double>()(0) = stats.structure_seconds;
-    seconds->vec<double>()(1) = stats.rows_seconds;
-    seconds->vec<double>()(2) = stats.dense_seconds;
-    for (size_t i = 0; i < stats.maps.size(); ++i) {
+    std::vector<int64_t> lines, tables;
+    int64_t of_content = 0, of_temporal = 0;
+    for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      const Node& node = graph.nodes[i];
+      if (node.kind == Node::kWeights) continue;
+      if (node.kind == Node::kFrames || node.has_patches()) {
+        tables.insert(tables.end(), {rows[i], max_rows[i]});
+        (content[i] ? of_content : of_temporal) += 1;
+      }
+      if (node.kind == Node::kFrames) continue;
       const NetworkStats::Map& map = stats.maps[i];
-      auto line = maps->matrix<int64_t>();
-      line(i, 0) = map.positions;
-      line(i, 1) = map.changed;
-      line(i, 2) = map.new_rows;
-      line(i, 3) = map.multiply_adds;
-      line(i, 4) = map.dense_multiply_adds;
+      lines.insert(lines.end(),
+                   {map.positions, map.changed, map.new_rows, map.multiply_adds,
+                    map.dense_multiply_adds, content[i]});
     }
-    for (size_t i = 0; i < rows.size(); ++i) {
-      tables->matrix<int64_t>()(i, 0) = rows[i];
-      tables->matrix<int64_t>()(i, 1) = max_rows[i];
-    }
+    Output<int64_t>(
+        context, 0, {5},
+        {stats.frames, stats.clears, stats.switches, of_content, of_temporal});
+    Output<double>(
+        context, 1, {3},
+        {stats.structure_seconds, stats.rows_seconds, stats.dense_seconds});
+    Output(context, 2, {static_cast<int64_t>(lines.size()) / 6, 6}, lines);
+    Output(context, 3, {static_cast<int64_t>(tables.size()) / 2, 2}, tables);
+  }
+
+ private:
+  template <typename T>
+  static void Output(OpKernelContext* context, int index,
+                     const TensorShape& shape, const std::vector<T>& values) {
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(index, shape, &out));
+    std::copy(values.begin(), values.end(), out->flat<T>().data());
   }
 };
 
@@ -407,14 +440,15 @@ REGISTER_KERNEL_BUILDER(
 }  // namespace
 
 // RunnerStep without TensorFlow around it, which takes several times as long as
-// the usual frame. `address` is that of a living RunnerState; frames and
-// outputs are as in RunnerStep, which is to be called, for its error, when this
-// returns false. Nothing is thrown out of it.
+// the usual frame. `address` is that of a living RunnerState; frames, outputs
+// and `kept` are as in Network::Step. RunnerStep is to be called, for its
+// error, when this returns false. Nothing is thrown out of it.
 extern "C" __attribute__((visibility("default"))) bool reuse_tf_runner_step(
-    int64_t address, const void* frames, int64_t streams, float* outputs) {
+    int64_t address, const void* frames, int64_t streams, float* const* outputs,
+    bool kept) {
   auto* state = reinterpret_cast<RunnerState*>(address);
   try {
-    return state->Step(frames, streams, outputs).ok();
+    return state->Step(frames, streams, outputs, kept).ok();
   } catch (...) {
     return false;
   }

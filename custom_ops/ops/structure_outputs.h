@@ -13,16 +13,55 @@
 
 namespace reuse_tf {
 
-// The shapes of pixels, pairs, contents, runs, order and patches.
-inline void SetStructureShapes(InferenceContext* c, DimensionHandle channels) {
-  c->set_output(0, c->Matrix(c->UnknownDim(), channels));
-  c->set_output(1, c->Matrix(c->UnknownDim(), 2));
-  c->set_output(2, c->Matrix(c->UnknownDim(), Tiles::kPositions));
-  c->set_output(3, c->Matrix(c->UnknownDim(), 4));
-  c->set_output(4, c->UnknownShapeOfRank(1));
-  for (int i = 5; i < c->num_outputs(); ++i) {
-    c->set_output(i, c->UnknownShapeOfRank(2));
+// The outputs of a structure: pixels and order, then, of each node that has
+// them, patches, of each shown map pairs, contents and runs, and of each node
+// of a value a frame that others look at, states.
+struct StructureCounts {
+  int64_t patches = 0, shown = 0, states = 0;
+
+  StructureCounts() = default;
+  explicit StructureCounts(const Graph& graph)
+      : shown(graph.Shown().size()), states(graph.States().size()) {
+    for (const Node& node : graph.nodes) patches += node.has_patches();
   }
+
+  template <typename Source>  // OpKernelConstruction or InferenceContext
+  absl::Status Read(Source* source) {
+    TF_RETURN_IF_ERROR(source->GetAttr("num_patches", &patches));
+    TF_RETURN_IF_ERROR(source->GetAttr("num_shown", &shown));
+    return source->GetAttr("num_states", &states);
+  }
+  absl::Status CheckAre(const StructureCounts& of_graph) const {
+    if (patches == of_graph.patches && shown == of_graph.shown &&
+        states == of_graph.states) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(absl::StrCat(
+        "num_patches, num_shown and num_states must be those of the nodes, ",
+        of_graph.patches, ", ", of_graph.shown, " and ", of_graph.states,
+        ", got ", patches, ", ", shown, " and ", states));
+  }
+};
+
+inline absl::Status SetStructureShapes(InferenceContext* c,
+                                       DimensionHandle channels) {
+  StructureCounts counts;
+  TF_RETURN_IF_ERROR(counts.Read(c));
+  c->set_output(0, c->Matrix(c->UnknownDim(), channels));
+  c->set_output(1, c->UnknownShapeOfRank(1));
+  int i = 2;
+  const auto add = [&](int64_t count, const auto& shape) {
+    for (int64_t k = 0; k < count; ++k) c->set_output(i++, shape());
+  };
+  const auto matrix = [&](int64_t columns) {
+    return c->Matrix(c->UnknownDim(), columns);
+  };
+  add(counts.patches, [&] { return c->UnknownShapeOfRank(2); });
+  add(counts.shown, [&] { return matrix(2); });
+  add(counts.shown, [&] { return matrix(Tiles::kPositions); });
+  add(counts.shown, [&] { return matrix(4); });
+  add(counts.states, [&] { return c->UnknownShapeOfRank(1); });
+  return absl::OkStatus();
 }
 
 inline void OutputIds(OpKernelContext* context, int index,
@@ -54,36 +93,52 @@ inline void OutputPixels(OpKernelContext* context, const FrameShape& frame,
   }
 }
 
-// What was recorded of a structure: nothing if there are no frames, or if
-// `recorder` is null.
-inline void OutputStructure(OpKernelContext* context, const FrameShape& frame,
+// What was recorded of a structure, a recorder for each shown map: nothing if
+// there are none. `states` has, by node, a number for each frame.
+inline void OutputStructure(OpKernelContext* context,
                             const Structure& structure,
-                            EpisodeRecorder* recorder) {
-  std::vector<Pair> pairs;
-  std::vector<int32_t> contents, order;
-  std::vector<Run> runs;
-  if (recorder != nullptr) recorder->Finish(&pairs, &contents, &runs, &order);
+                            std::vector<EpisodeRecorder>* recorders,
+                            const std::vector<std::vector<int32_t>>& states) {
+  const Graph& graph = structure.graph();
+  const StructureCounts counts(graph);
+  const auto& maps = structure.maps();
   const auto size = [](const auto& v) {
     return static_cast<int64_t>(v.size());
   };
+  std::vector<int32_t> contents, order;
+  const int first = 2 + static_cast<int>(counts.patches);
+  const int shown = static_cast<int>(counts.shown);
+  for (int k = 0; k < shown; ++k) {
+    std::vector<Pair> pairs;
+    std::vector<Run> runs;
+    contents.clear();
+    if (!recorders->empty()) {
+      (*recorders)[k].Finish(&pairs, &contents, &runs, &order);
+    }
+    OutputIds(context, first + k, {size(pairs), 2}, pairs.data());
+    OutputIds(context, first + shown + k,
+              {size(contents) / Tiles::kPositions, Tiles::kPositions},
+              contents.data());
+    OutputIds(context, first + 2 * shown + k, {size(runs), 4}, runs.data());
+  }
   const bool any = !order.empty();
-  const auto& maps = structure.maps();
-  const std::vector<Window>& windows = structure.windows();
   const InternTable* table = maps[0].table.get();
-  OutputPixels(context, frame, table,
+  OutputPixels(context, graph.frame, table,
                !any               ? 0
                : table == nullptr ? 256
                                   : table->size());
-  OutputIds(context, 1, {size(pairs), 2}, pairs.data());
-  OutputIds(context, 2, {size(contents) / Tiles::kPositions, Tiles::kPositions},
-            contents.data());
-  OutputIds(context, 3, {size(runs), 4}, runs.data());
-  OutputIds(context, 4, {size(order)}, order.data());
-  for (size_t i = 0; i < windows.size(); ++i) {
-    const InternTable* patches = any ? maps[i + 1].table.get() : nullptr;
-    OutputIds(context, 5 + static_cast<int>(i),
-              {any ? patches->size() : 0, windows[i].taps()},
-              any ? patches->key(0) : nullptr);
+  OutputIds(context, 1, {size(order)}, order.data());
+  int patches = 2;
+  for (size_t i = 0; i < maps.size(); ++i) {
+    if (!graph.nodes[i].has_patches()) continue;
+    const InternTable* rows = any ? maps[i].table.get() : nullptr;
+    OutputIds(context, patches++,
+              {any ? rows->size() : 0, graph.nodes[i].taps()},
+              any ? rows->key(0) : nullptr);
+  }
+  for (int64_t k = 0; k < counts.states; ++k) {
+    OutputIds(context, first + 3 * shown + static_cast<int>(k),
+              {any ? size(states[k]) : 0}, any ? states[k].data() : nullptr);
   }
 }
 
