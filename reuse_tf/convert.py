@@ -8,7 +8,7 @@ import keras
 
 from reuse_tf import internals
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.runner import Runner, layers_of
+from reuse_tf.runner import Runner
 
 _TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
@@ -366,28 +366,19 @@ def _row(layer, name, within=None):
 
 def _runner_rows(runner):
     patches = {
+        "auto": "patches seen before, anywhere",
         "content": "patches seen before, anywhere",
         "temporal": "positions whose patch did not change",
     }[runner.reuse]
-    flat = summed = False
-    for layer in layers_of(runner.model)[0]:
+    for layer, node in runner.layers:
         how = "reuses"
-        if isinstance(layer, keras.layers.Dropout | keras.layers.Flatten):
+        if node is None:
             why = "computes nothing"
-            flat = flat or isinstance(layer, keras.layers.Flatten)
-        elif isinstance(layer, keras.layers.GlobalAveragePooling2D) or (
-            isinstance(layer, keras.layers.Dense) and flat and not summed
-        ):
-            flat = summed = True
+        elif node.kind in ("dense", "global") and node.layer is layer:
             why = "sums over positions that did not change"
-        elif flat:
+        elif node.per_frame:
             how, why = "plain", "it is computed in whole for each frame"
-        elif isinstance(
-            layer,
-            keras.layers.Conv2D
-            | keras.layers.MaxPooling2D
-            | keras.layers.AveragePooling2D,
-        ):
+        elif node.layer is layer:
             why = patches
         else:
             why = "all but new rows"

@@ -7,11 +7,13 @@ version no longer does it.
 from typing import NamedTuple
 
 import keras
+from keras.src import ops as operations
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
 
 __all__ = [
+    "OPERATIONS",
     "Functional",
     "call_of",
     "has_tangents",
@@ -22,17 +24,35 @@ __all__ = [
 ]
 
 
+# The classes of operations of `keras.ops` as functional models hold them, and
+# their names. Relies on where Keras keeps them.
+OPERATIONS = {
+    getattr(module, name): name
+    for module, names in (
+        (operations.numpy, ("Add", "Subtract", "Multiply", "TrueDivide")),
+        (operations.numpy, ("Divide", "Maximum", "Minimum")),
+        (operations.nn, ("Relu", "Relu6", "Sigmoid", "Silu")),
+        (operations.numpy, ("Tanh",)),
+    )
+    for name in names
+}
+
+
 class Call(NamedTuple):
     """How a symbolic tensor was computed.
 
     Attributes:
         layer: By which layer; an `InputLayer` for an input.
         inputs: Of which symbolic tensors.
+        outputs: Which ones the layer gave.
+        positional: The positional arguments of the call.
         arguments: The keyword arguments of the call.
     """
 
     layer: keras.Layer
     inputs: list
+    outputs: list
+    positional: tuple
     arguments: dict
 
 
@@ -44,7 +64,13 @@ def call_of(tensor):
     """
     layer, index = tensor._keras_history[:2]
     node = layer._inbound_nodes[index]
-    return Call(layer, node.input_tensors, node.arguments.kwargs)
+    return Call(
+        layer,
+        node.input_tensors,
+        node.output_tensors,
+        node.arguments.args,
+        node.arguments.kwargs,
+    )
 
 
 def own_call(model):

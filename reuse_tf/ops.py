@@ -222,8 +222,8 @@ def _positive(value):
     return value if 0 < value < 2**31 else None
 
 
-def new_runner_state(program, handles, reuse, max_rows):
-    """Makes the state of a runner; see program.h.
+def new_runner_state(nodes, handles, reuse, max_rows):
+    """Makes the state of a runner; see node_list.h.
 
     Returns:
         A resource handle, and an address for `step_numpy` that is valid while
@@ -231,13 +231,15 @@ def new_runner_state(program, handles, reuse, max_rows):
     """
     with tf.init_scope(), tf.device("CPU:0"):
         state, address = _ops.reuse_tf_runner_state(
-            handles, program=program, reuse=reuse, max_rows=max_rows
+            handles, nodes=nodes, reuse=reuse, max_rows=max_rows
         )
         return state, int(address)
 
 
 # `runner_step` for NumPy arrays, as addresses, without TensorFlow around it:
-# (state, frames, streams, outputs) -> whether it went well.
+# (state, frames, streams, outputs, kept) -> whether it went well. `outputs` are
+# the addresses of all outputs; `kept` tells that they hold those of the last
+# step.
 step_numpy = _functions.reuse_tf_runner_step
 step_numpy.restype = ctypes.c_bool
 step_numpy.argtypes = [
@@ -245,6 +247,7 @@ step_numpy.argtypes = [
     ctypes.c_void_p,
     ctypes.c_int64,
     ctypes.c_void_p,
+    ctypes.c_bool,
 ]
 
 
@@ -259,6 +262,7 @@ runner_record = _ops.reuse_tf_runner_record
 runner_recording = _ops.reuse_tf_runner_recording
 runner_stats = _ops.reuse_tf_runner_stats
 video_structure = _ops.reuse_tf_video_structure
+frame_ids = _ops.reuse_tf_frame_ids
 patch_product = _ops.reuse_tf_patch_product
 patch_pool = _ops.reuse_tf_patch_pool
 content_product = _ops.reuse_tf_content_product

@@ -1,21 +1,13 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
-import itertools
-import math
+import ctypes
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import activations, internals, ops
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-
-SUPPORTED = (
-    "Rescaling, Conv2D, IncrementalConv2D, Activation, ReLU, LeakyReLU, ELU, "
-    "Softmax, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D, "
-    "BatchNormalization, Dropout, Flatten, Dense, IncrementalDense"
-)
+from reuse_tf import graph, ops
 
 
 class LayerStats(NamedTuple):
@@ -29,6 +21,7 @@ class LayerStats(NamedTuple):
         multiply_adds: Multiply-adds made.
         dense_multiply_adds: Multiply-adds that computing everything would
             have taken.
+        reuse: The kind of reuse of its rows at present.
     """
 
     positions: int
@@ -36,6 +29,7 @@ class LayerStats(NamedTuple):
     new_rows: int
     multiply_adds: int
     dense_multiply_adds: int
+    reuse: str
 
 
 class RunnerStats(NamedTuple):
@@ -43,16 +37,17 @@ class RunnerStats(NamedTuple):
 
     Attributes:
         frames: Frames stepped, those of every stream counted.
-        layers: `LayerStats` by layer name, for convolutions, poolings and the
-            layer that sums over positions.
-        reuse: The kind of reuse at present. It is `"temporal"` under
-            `reuse="content"` while content reuse does not pay.
+        layers: `LayerStats` by layer name, for all layers that are not merely
+            functions of single rows.
+        reuse: The kind of reuse at present, `"mixed"` where layers differ. A
+            layer is of temporal reuse under `reuse="auto"` while content reuse
+            does not pay.
         rows: Rows in use by table: `"frames"` and the layers' names.
         max_rows: The bound of each of them.
         clears: How often the tables were full and were cleared.
         switches: How often the kind of reuse was switched.
         seconds: Spent in `step`'s kernels, by part: `"structure"`, `"rows"`
-            and `"dense"`.
+            and, for layers that look at whole maps, `"dense"`.
     """
 
     frames: int
@@ -65,6 +60,23 @@ class RunnerStats(NamedTuple):
     seconds: dict
 
 
+class Shown(NamedTuple):
+    """What a map shows in a video that is looked at all over.
+
+    Attributes:
+        pairs: The distinct (position, row) pairs, int32 `[D, 2]`, ordered by
+            position.
+        contents: What tiles of 4 x 4 positions show, as pairs: int32
+            `[E, 16]`, -1 where a tile reaches beyond the map.
+        runs: When a tile shows a content: (tile, content, first frame, last
+            frame + 1), int32 `[K, 4]`.
+    """
+
+    pairs: tf.Tensor
+    contents: tf.Tensor
+    runs: tf.Tensor
+
+
 class Structure(NamedTuple):
     """What is distinct in a video, at every layer of a runner's model.
 
@@ -73,30 +85,27 @@ class Structure(NamedTuple):
 
     Attributes:
         pixels: The distinct pixels, float32 `[U, C]`.
-        pairs: The distinct (position, row) pairs of the last map, int32
-            `[D, 2]`, ordered by position.
-        contents: What tiles of 4 x 4 positions of the last map show, as pairs:
-            int32 `[E, 16]`, -1 where a tile reaches beyond the map.
-        runs: When a tile shows a content: (tile, content, first frame, last
-            frame + 1), int32 `[K, 4]`.
         order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
             frames of a stream have consecutive numbers. Outputs follow it: to
             have them in another order, permute it.
-        patches: For each convolution and pooling, the distinct patches, as
-            ids of the rows of the layer before: int32 `[M, taps]`, -1 being
-            padding.
+        patches: For each convolution, pooling and merging of maps, the
+            distinct patches, as ids of the rows of the layers before: int32
+            `[M, taps]`, -1 being padding.
+        shown: `Shown` for each map that is an output, or that a dense layer, a
+            global pooling or the like looks at.
+        states: For each vector that is merged into a map: by frame, in the
+            order of `order`, the last one that changed it, int32 `[T]`.
     """
 
     pixels: tf.Tensor
-    pairs: tf.Tensor
-    contents: tf.Tensor
-    runs: tf.Tensor
     order: tf.Tensor
     patches: list
+    shown: list
+    states: list
 
 
 class Runner:
-    """Runs a chain of Keras layers as one op, without dense activations.
+    """Runs a Keras model as one op, without dense activations.
 
     Ids and changed positions are passed from layer to layer inside C++; only
     positions whose patch changed are looked at, and with content reuse only
@@ -112,17 +121,16 @@ class Runner:
     copy, or one by pickle, is a new runner of a copy of the model.
 
     Args:
-        model: A built Sequential or functional Keras model that is a chain of
-            `Rescaling`, `Conv2D`, `IncrementalConv2D`, `Activation`, `ReLU`,
-            `LeakyReLU`, `ELU`, `Softmax`, `MaxPooling2D`, `AveragePooling2D`,
-            `BatchNormalization` and `Dropout` layers (both as in inference),
-            ended by `GlobalAveragePooling2D` or `Flatten`, and `Dense` or
-            `IncrementalDense` layers after it (at least one after `Flatten`).
-            float32, `channels_last`, with a fixed input shape `[H, W, C]`.
+        model: A built Sequential or functional Keras model, possibly nested, of
+            one input `[H, W, C]`, in which H and W may be None, and any
+            outputs. float32 and `channels_last`; its layers as in inference.
+            `reuse_tf.graph.SUPPORTED` names them.
         reuse: `"content"`: equal patches share one row of activations.
             `"temporal"`: a position keeps its row while its patch does not
-            change. Content reuse goes over to temporal by itself for a while
-            when it does not pay, as with the noise of a camera.
+            change. `"auto"`: content reuse, and temporal reuse for a while in
+            those layers in which it does not pay, as with the noise of a
+            camera. Vectors that are merged into a map, as in
+            squeeze-and-excite, have temporal reuse behind them.
         max_rows: The most rows that each layer's table holds under content
             reuse. When one is full, all are cleared. By default, all tables
             of a model together stay within some 400 MB.
@@ -144,11 +152,11 @@ class Runner:
     >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
-    def __init__(self, model, reuse="content", max_rows=None):
-        if reuse not in ("content", "temporal"):
+    def __init__(self, model, reuse="auto", max_rows=None):
+        if reuse not in ("auto", "content", "temporal"):
             raise ValueError(
-                "Expected `reuse` to be 'content' or 'temporal'. Received: "
-                f"reuse={reuse!r}"
+                "Expected `reuse` to be 'auto', 'content' or 'temporal'. "
+                f"Received: reuse={reuse!r}"
             )
         if max_rows is not None and not (
             isinstance(max_rows, (int, np.integer))
@@ -159,19 +167,36 @@ class Runner:
                 "Expected `max_rows` to be a positive integer below 2^31, or "
                 f"None. Received: max_rows={max_rows!r}"
             )
+        graph.check_model(model)
+        if len(model.inputs) != 1:
+            raise ValueError(
+                "Expected `model` to have one input. Received: "
+                f"{len(model.inputs)}"
+            )
+        shape = tuple(model.inputs[0].shape[1:])
+        if len(shape) != 3 or shape[2] is None:
+            raise ValueError(
+                "Expected `model` to have an input of shape [N, H, W, C], "
+                f"where only H and W may be None. Received: {(None, *shape)}"
+            )
         self.model = model
         self.reuse = reuse
-        self._chain = _Chain(model)
         self._max_rows = int(max_rows or 0)
+        self._shape = shape
+        self._graph = None
         self._states = {}  # by the dtype of the frames
-        self._last = self._state(tf.uint8)
+        self._last = None
         self._recorded = None  # the state that records
+        self._kept = None  # outputs, and the state whose last step wrote them
+        if None not in shape:
+            self._fit(shape)
+            self._last = self._state(tf.uint8)
 
     def __reduce__(self):
         """A copy, or what is read from a pickle, is a new runner."""
         return Runner, (self.model, self.reuse, self._max_rows or None)
 
-    def step(self, frames):
+    def step(self, frames, copy=True):
         """Computes the outputs for the next frame of each stream.
 
         Stateful and without gradient; the path of lowest latency. Streams are
@@ -182,31 +207,108 @@ class Runner:
         Args:
             frames: uint8 or float32 `[N, H, W, C]`, NumPy or tensor: one frame
                 of each of N streams.
+            copy: Whether outputs are the caller's own. If not, those of NumPy
+                arrays are read-only, and the next step with `copy=False`
+                writes into them: of maps only what changed.
 
         Returns:
-            float32 `[N, units]`: a NumPy array for a NumPy array, and a tensor
-            for a tensor.
+            The model's outputs, float32 `[N, ...]`, in the form in which it
+            gives them: NumPy arrays for a NumPy array, and tensors for a
+            tensor.
 
         Raises:
             ValueError: If `frames` are of another dtype.
             tf.errors.InvalidArgumentError: If they are of another shape.
         """
         if isinstance(frames, tf.Tensor):
-            return ops.runner_step(self._state(frames.dtype).handle, frames)
+            self._fit(frames.shape[1:])
+            return self._run(frames)
         frames = np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
+        self._fit(frames.shape[1:])
         state = self._state(frames.dtype)
-        if frames.shape[1:] == self._chain.frame_shape:
-            outputs = np.empty((len(frames), self._chain.units), np.float32)
-            if len(frames) == 0 or ops.step_numpy(
-                state.address,
-                frames.__array_interface__["data"][0],
-                len(frames),
-                outputs.__array_interface__["data"][0],
-            ):
-                return outputs
-        return ops.runner_step(state.handle, frames).numpy()
+        if frames.shape[1:] != self._graph.frame_shape:
+            return self._run(frames)  # for its error
+        if copy:
+            return self._step(state, frames)
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] is not state or kept[1] != len(frames):
+            kept = (state, len(frames), self._new_outputs(len(frames)))
+            outputs = self._step(state, frames, kept[2])
+        else:
+            outputs = self._step(state, frames, kept[2], kept=True)
+        self._kept = kept
+
+        def read_only(array):
+            view = array.view()
+            view.flags.writeable = False
+            return view
+
+        return keras.tree.map_structure(read_only, outputs)
+
+    def _new_outputs(self, count):
+        return [
+            np.empty((count, *value.shape), np.float32)
+            for value in self._graph.outputs
+        ]
+
+    def _step(self, state, frames, outputs=None, kept=False):
+        """Steps by addresses, and by the op if that is not possible."""
+        if outputs is None:
+            outputs = self._new_outputs(len(frames))
+        count = len(outputs)
+        addresses = (ctypes.c_void_p * count)(
+            *[array.__array_interface__["data"][0] for array in outputs]
+        )
+        if len(frames) == 0 or ops.step_numpy(
+            state.address,
+            frames.__array_interface__["data"][0],
+            len(frames),
+            addresses,
+            kept,
+        ):
+            return self._graph.packed(outputs)
+        return keras.tree.map_structure(
+            lambda tensor: tensor.numpy(), self._run(frames)
+        )
+
+    def _run(self, frames):
+        dtype = frames.dtype
+        outputs = ops.runner_step(
+            self._state(dtype).handle,
+            frames,
+            num_outputs=len(self._graph.outputs),
+        )
+        return self._graph.packed(
+            tf.reshape(tensor, [-1, *value.shape])
+            for tensor, value in zip(outputs, self._graph.outputs, strict=True)
+        )
+
+    def _fit(self, shape):
+        """Has the graph be one for frames of this shape, if the model may."""
+        shape = tuple(shape)
+        if self._graph is not None and (
+            shape == self._graph.frame_shape or None not in self._shape
+        ):
+            return
+        if (
+            len(shape) != 3
+            or None in shape
+            or any(
+                want not in (None, size)
+                for want, size in zip(self._shape, shape, strict=True)
+            )
+        ):
+            raise ValueError(
+                f"Expected `frames` to be {('N', *self._shape)}. Received: "
+                f"{('N', *shape)}"
+            )
+        # Before what is known is given up: a layer may not fit.
+        fitting = graph.compile_model(self.model, shape)
+        self._graph = fitting
+        self._states = {}
+        self._last = self._recorded = self._kept = None
 
     def __call__(self, frames):
         """Computes the outputs for whole videos; differentiable.
@@ -224,7 +326,8 @@ class Runner:
                 then shared; or a `Structure`.
 
         Returns:
-            float32 `[T, units]`; for a list of videos, a list of these.
+            The model's outputs, float32 `[T, ...]`, in the form in which it
+            gives them; for a list of videos, a list of these.
 
         Raises:
             ValueError: If `frames` are of another dtype.
@@ -242,14 +345,17 @@ class Runner:
             videos = [_tensor(video) for video in frames]
             outputs = self(tf.concat(videos, 0))
             sizes = tf.stack([tf.shape(video)[0] for video in videos])
-            return tf.split(outputs, sizes, num=len(videos))
+            split = [
+                tf.split(output, sizes, num=len(videos))
+                for output in keras.tree.flatten(outputs)
+            ]
+            return [
+                keras.tree.pack_sequence_as(outputs, list(parts))
+                for parts in zip(*split, strict=True)
+            ]
         if not isinstance(frames, Structure):
             frames = self.structure(frames)
-        rows = frames.pixels
-        patches = iter(frames.patches)
-        for layer in self._chain.row_functions:
-            rows = layer(rows, patches)
-        return self._chain.sum_over_time(rows, frames)
+        return self._graph.evaluate(frames)
 
     def structure(self, frames):
         """Finds what is distinct in a video, for several passes over it.
@@ -261,11 +367,12 @@ class Runner:
             A `Structure`, to be given to the runner in place of the frames.
         """
         frames = _tensor(frames)
-        return Structure(
-            *ops.video_structure(
+        self._fit(frames.shape[1:])
+        return _structure(
+            ops.video_structure(
                 frames,
-                program=self._chain.program(frames.dtype),
-                num_stages=self._chain.num_stages,
+                nodes=self._graph.lines(frames.dtype),
+                **self._graph.counts,
             )
         )
 
@@ -278,7 +385,15 @@ class Runner:
 
         Args:
             dtype: That of the frames to come, uint8 or float32.
+
+        Raises:
+            ValueError: If the size of frames is not known yet.
         """
+        if self._graph is None:
+            raise ValueError(
+                "Expected a step before `record`: the model's input has any "
+                "height and width"
+            )
         state = self._state(dtype)
         if self._recorded not in (None, state):
             self.recorded()
@@ -293,16 +408,15 @@ class Runner:
             called, in the order of the steps, and within a step in that of
             the streams. None if the tables were cleared in between, because
             one was full, weights changed, or content reuse did not pay; if
+            the model merges vectors into maps; if
             tiles changed more than 16 million times, or showed more than 4
             million contents; if nothing was stepped; or if there is no
             recording.
         """
         if self._recorded is None:
             return None
-        structure = Structure(
-            *ops.runner_recording(
-                self._recorded.handle, num_stages=self._chain.num_stages
-            )
+        structure = _structure(
+            ops.runner_recording(self._recorded.handle, **self._graph.counts)
         )
         self._recorded = None
         return structure if len(structure.order) else None
@@ -337,18 +451,31 @@ class Runner:
 
         Of frames of the dtype that was stepped last.
         """
+        if self._last is None:
+            return RunnerStats(0, {}, self.reuse, {}, {}, 0, 0, {})
         totals, seconds, maps, rows = (
             part.numpy().tolist()
             for part in ops.runner_stats(self._last.handle)
         )
-        tables = ["frames", *self._chain.map_names[:-1]]
+        names = self._graph.names
+        tables = ["frames"] + [
+            name
+            for name, node in zip(names, self._graph.counted, strict=True)
+            if node.has_patches
+        ]
+        kinds = {0: "temporal", 1: "content"}
+        content, temporal = totals[3:]
         return RunnerStats(
             frames=totals[0],
             layers={
-                name: LayerStats(*line)
-                for name, line in zip(self._chain.map_names, maps, strict=True)
+                name: LayerStats(*line[:5], kinds[line[5]])
+                for name, line in zip(names, maps, strict=True)
             },
-            reuse="content" if totals[3] else "temporal",
+            reuse="temporal"
+            if not content
+            else "mixed"
+            if temporal
+            else "content",
             rows={n: line[0] for n, line in zip(tables, rows, strict=True)},
             max_rows={n: line[1] for n, line in zip(tables, rows, strict=True)},
             clears=totals[1],
@@ -358,6 +485,11 @@ class Runner:
             ),
         )
 
+    @property
+    def layers(self):
+        """The layers of the model and what they became, for `coverage`."""
+        return self._graph.layers if self._graph is not None else []
+
     def _state(self, dtype):
         """The state for frames of a dtype, TensorFlow's or NumPy's."""
         state = self._states.get(dtype)
@@ -366,8 +498,8 @@ class Runner:
             kind = tf.as_dtype(dtype)
             state = _State(
                 *ops.new_runner_state(
-                    self._chain.program(kind),
-                    self._chain.handles,
+                    self._graph.lines(kind),
+                    [v.value.handle for v in self._graph.variables],
                     self.reuse,
                     self._max_rows,
                 )
@@ -377,6 +509,22 @@ class Runner:
             self._states[np.dtype(kind.as_numpy_dtype)] = state
         self._last = state
         return state
+
+
+def _structure(parts):
+    """A structure of the outputs of an op."""
+    return Structure(
+        parts.pixels,
+        parts.order,
+        list(parts.patches),
+        [
+            Shown(*of_map)
+            for of_map in zip(
+                parts.pairs, parts.contents, parts.runs, strict=True
+            )
+        ],
+        list(parts.states),
+    )
 
 
 class _State:
@@ -407,358 +555,3 @@ def _tensor(frames):
     frames = tf.convert_to_tensor(frames)
     _check_dtype(frames.dtype)
     return frames
-
-
-class _Chain:
-    """A Keras model as what the runner's ops need.
-
-    For `step`: a program, and the variables in its order. For the
-    differentiable path: functions of rows, one after the other.
-    """
-
-    def __init__(self, model):
-        layers, shape = layers_of(model)
-        if len(shape) != 3 or None in shape:
-            raise ValueError(
-                "Expected `model` to have an input of fixed shape [N, H, W, "
-                f"C]. Received: {(None, *shape)}"
-            )
-        self.frame_shape = shape
-        self.map_names = []
-        self.variables = []
-        self.num_stages = 0
-        # (rows, patches) -> rows, taking the next of `patches` if need be.
-        self.row_functions = []
-        self._output_functions = []  # [T, *] -> [T, *]
-        self._sum = None  # (rows, structure) -> [T, *]
-        self._lines = []
-        self._flat = False  # behind Flatten or global pooling
-        self._bare_flatten = False  # behind Flatten, before a Dense
-        for layer in layers:
-            handler = _HANDLERS.get(type(layer))
-            if handler is None:
-                raise _unsupported(layer, "it is not of a supported class")
-            if layer.compute_dtype != "float32":
-                raise _unsupported(layer, f"it computes {layer.compute_dtype}")
-            if getattr(layer, "data_format", None) == "channels_first":
-                raise _unsupported(layer, "it is channels_first")
-            handler(self, layer)
-        if not self._flat or self._bare_flatten:
-            raise ValueError(
-                "Expected `model` to end in GlobalAveragePooling2D, or in "
-                "Flatten and at least one Dense layer. Received: "
-                f"{[type(layer).__name__ for layer in layers]}"
-            )
-        self.map_names = _unique(self.map_names)
-        self.handles = [v.value.handle for v in self.variables]
-        self.units = model.outputs[0].shape[-1]
-
-    def program(self, dtype):
-        height, width, channels = self.frame_shape
-        kind = "uint8" if dtype == tf.uint8 else "float"
-        return [f"frames {height} {width} {channels} {kind}", *self._lines]
-
-    def sum_over_time(self, rows, structure):
-        outputs = self._sum(rows, structure)
-        for function in self._output_functions:
-            outputs = function(outputs)
-        return outputs
-
-    def _add(self, *words):
-        self._lines.append(" ".join(str(w) for w in words))
-
-    def _require_map(self, layer):
-        if self._flat:
-            raise _unsupported(layer, "it stands behind the flattening")
-
-    def _window(self, size, strides, dilation, padding):
-        return (*size, *strides, *dilation, padding.upper())
-
-    def _add_activation(self, layer, activation):
-        described = activations.describe(activation)
-        if described is None:
-            raise _unsupported(layer, f"of its activation {activation!r}")
-        if described != activations.LINEAR:
-            self._add_function(
-                layer,
-                activation,
-                "activation",
-                described.name,
-                *described.arguments,
-            )
-
-    def _add_function(self, layer, function, *words):
-        """Adds a function of single rows."""
-        if self._bare_flatten:
-            raise _unsupported(layer, "it stands between Flatten and Dense")
-        self._add(*words)
-        if self._flat:
-            self._output_functions.append(function)
-        else:
-            self.row_functions.append(lambda rows, patches: function(rows))
-
-    def dropout(self, layer):
-        pass
-
-    def rescaling(self, layer):
-        for values in layer.scale, layer.offset:
-            shape = np.shape(values)
-            if any(size != 1 for size in shape[:-1]) or len(shape) > (
-                2 if self._flat else 4
-            ):
-                raise _unsupported(
-                    layer, f"its scale or offset has the shape {shape}"
-                )
-        scale, offset = (
-            ",".join(repr(float(v)) for v in np.ravel(values))
-            for values in (layer.scale, layer.offset)
-        )
-        self._add_function(
-            layer,
-            lambda rows: rows * layer.scale + layer.offset,
-            "affine",
-            scale,
-            offset,
-        )
-
-    def activation(self, layer):
-        self._add_activation(layer, layer)
-
-    def batch_normalization(self, layer):
-        if list(np.ravel(layer.axis)) not in ([-1], [1 if self._flat else 3]):
-            raise _unsupported(layer, f"of its axis {layer.axis}")
-        self.variables += [layer.gamma] if layer.scale else []
-        self.variables += [layer.beta] if layer.center else []
-        self.variables += [layer.moving_mean, layer.moving_variance]
-
-        def normalize(rows):
-            return tf.nn.batch_normalization(
-                rows,
-                layer.moving_mean.value,
-                layer.moving_variance.value,
-                layer.beta.value if layer.center else None,
-                layer.gamma.value if layer.scale else None,
-                layer.epsilon,
-            )
-
-        self._add_function(
-            layer,
-            normalize,
-            "batch_norm",
-            layer.epsilon,
-            int(layer.scale),
-            int(layer.center),
-        )
-
-    def conv2d(self, layer):
-        self._require_map(layer)
-        if getattr(layer, "threshold", 0):
-            raise _unsupported(layer, f"of its threshold {layer.threshold}")
-        self._add(
-            "conv",
-            *self._window(
-                layer.kernel_size,
-                layer.strides,
-                layer.dilation_rate,
-                layer.padding,
-            ),
-            layer.filters,
-            layer.groups,
-            int(layer.use_bias),
-        )
-        self._add_weights(layer)
-        self._add_stage(layer)
-        # The usual activation is cheaper where the product is.
-        relu = activations.describe(layer.activation) == activations.RELU
-
-        def convolve(rows, patches):
-            return ops.patch_product(
-                rows,
-                next(patches),
-                layer.kernel.value,
-                layer.bias.value if layer.use_bias else tf.zeros([0]),
-                groups=layer.groups,
-                relu=relu,
-            )
-
-        self.row_functions.append(convolve)
-        if relu:
-            self._add("activation relu")
-        else:
-            self._add_activation(layer, layer.activation)
-
-    def pooling(self, layer):
-        self._require_map(layer)
-        kind = "max" if type(layer) is keras.layers.MaxPooling2D else "average"
-        self._add(
-            f"{kind}_pool",
-            *self._window(
-                layer.pool_size, layer.strides, (1, 1), layer.padding
-            ),
-        )
-        self._add_stage(layer)
-        self.row_functions.append(
-            lambda rows, patches: ops.patch_pool(
-                rows,
-                next(patches),
-                kind="max" if kind == "max" else "mean",
-            )
-        )
-
-    def global_average(self, layer):
-        self._require_map(layer)
-        if layer.keepdims:
-            raise _unsupported(layer, "of its keepdims")
-        self._add("average")
-        self._flat = True
-        self.map_names.append(layer.name)
-        positions = math.prod(layer.input.shape[1:3])
-
-        def average(rows, structure):
-            values = tf.gather(rows, structure.pairs[:, 1])
-            sums = ops.patch_pool(values, structure.contents, kind="sum")
-            return _over_time(sums, structure) / positions
-
-        self._sum = average
-
-    def flatten(self, layer):
-        if self._flat:
-            return
-        self._add("flatten")
-        self._flat = self._bare_flatten = True
-
-    def dense(self, layer):
-        if not self._flat:
-            raise _unsupported(layer, "it does not stand behind a flattening")
-        if getattr(layer, "quantization_mode", None):
-            raise _unsupported(layer, "it is quantized")
-        self._add("dense", layer.units, int(layer.use_bias))
-        self._add_weights(layer)
-        if self._bare_flatten:
-            self._bare_flatten = False
-            self.map_names.append(layer.name)
-
-            def multiply(rows, structure):
-                weights = tf.reshape(
-                    layer.kernel.value, [-1, rows.shape[1], layer.units]
-                )
-                return _over_time(
-                    ops.content_product(
-                        rows, structure.pairs, structure.contents, weights
-                    ),
-                    structure,
-                )
-
-            self._sum = multiply
-        else:
-            self._output_functions.append(
-                lambda values: tf.matmul(values, layer.kernel.value)
-            )
-        if layer.use_bias:
-            self._output_functions.append(
-                lambda values: values + layer.bias.value
-            )
-        self._add_activation(layer, layer.activation)
-
-    def _add_stage(self, layer):
-        self.map_names.append(layer.name)
-        self.num_stages += 1
-
-    def _add_weights(self, layer):
-        if getattr(layer, "lora_enabled", False):
-            raise _unsupported(layer, "LoRA is enabled on it")
-        self.variables.append(layer.kernel)
-        if layer.use_bias:
-            self.variables.append(layer.bias)
-
-
-_HANDLERS = {
-    keras.layers.Rescaling: _Chain.rescaling,
-    keras.layers.Conv2D: _Chain.conv2d,
-    IncrementalConv2D: _Chain.conv2d,
-    keras.layers.Activation: _Chain.activation,
-    keras.layers.ReLU: _Chain.activation,
-    keras.layers.LeakyReLU: _Chain.activation,
-    keras.layers.ELU: _Chain.activation,
-    keras.layers.Softmax: _Chain.activation,
-    keras.layers.MaxPooling2D: _Chain.pooling,
-    keras.layers.AveragePooling2D: _Chain.pooling,
-    keras.layers.GlobalAveragePooling2D: _Chain.global_average,
-    keras.layers.BatchNormalization: _Chain.batch_normalization,
-    keras.layers.Dropout: _Chain.dropout,
-    keras.layers.Flatten: _Chain.flatten,
-    keras.layers.Dense: _Chain.dense,
-    IncrementalDense: _Chain.dense,
-}
-
-
-def _over_time(values, structure):
-    """From values by content, `[E, *]`, to their sums by frame, `[T, *]`."""
-    sums = ops.run_sum(values, structure.runs, structure.order)
-    return tf.gather(sums, structure.order)
-
-
-def _unique(names):
-    """Numbers names that come again, as of a layer at two places."""
-    unique = []
-    for name in names:
-        candidates = itertools.chain(
-            [name], (f"{name}_{i}" for i in itertools.count(1))
-        )
-        unique.append(next(c for c in candidates if c not in unique))
-    return unique
-
-
-def _unsupported(layer, why):
-    return ValueError(
-        f"Runner does not support layer {layer.name!r} "
-        f"({type(layer).__name__}): {why}. Supported is a chain of: "
-        f"{SUPPORTED}."
-    )
-
-
-def layers_of(model):
-    """The layers of a chain in order, and the shape of a frame."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            f"Expected `model` to be a Keras model. Received: {model!r}"
-        )
-    if not model.built or not hasattr(model, "inputs"):
-        raise ValueError(
-            "Expected `model` to be a built Sequential or functional model. "
-            f"Received: {type(model).__name__} {model.name!r}"
-        )
-    layers = []
-    if (own := internals.own_call(model)) is not None:
-        raise ValueError(
-            "Expected `model` to be a Sequential or functional model. "
-            f"Received: {type(model).__name__} {model.name!r}, which has a "
-            f"`{own}` of its own"
-        )
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            "Expected `model` to have one input and one output. Received: "
-            f"{len(model.inputs)} and {len(model.outputs)}"
-        )
-    shape = model.inputs[0].shape
-    tensor = model.outputs[0]
-    # Along the history of the output, back to the input.
-    while True:
-        layer, inputs, arguments = internals.call_of(tensor)
-        if isinstance(layer, keras.layers.InputLayer):
-            break
-        layers.append(layer)
-        if len(inputs) != 1:
-            raise _unsupported(layer, "it has several inputs")
-        if arguments.get("training"):
-            raise _unsupported(layer, "it is called with training=True")
-        if "call" in vars(layer):
-            raise _unsupported(layer, "its `call` was replaced")
-        tensor = inputs[0]
-    flat = []
-    for layer in reversed(layers):
-        if isinstance(layer, keras.Model):  # a nested model
-            flat += layers_of(layer)[0]
-        else:
-            flat.append(layer)
-    return flat, tuple(shape[1:])
