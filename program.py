@@ -116,11 +116,12 @@ NUM_ENVS = flags.DEFINE_integer(
 )
 REUSE = flags.DEFINE_enum(
     "reuse",
-    "content",
-    ["content", "temporal", "none"],
+    "auto",
+    ["auto", "content", "temporal", "none"],
     "What is reused. content: an activation whose inputs were seen before, "
-    "anywhere. temporal: one whose inputs are those of the last frame. none: "
-    "nothing, by plain Keras layers.",
+    "anywhere. temporal: one whose inputs are those of the last frame. auto: "
+    "content, and temporal while that does not pay. none: nothing, by plain "
+    "Keras layers.",
 )
 SEED = flags.DEFINE_integer(
     "seed",

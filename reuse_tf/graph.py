@@ -976,7 +976,7 @@ class Graph:
     def __init__(self, draft, model):
         self.nodes = nodes = draft.nodes
         self.outputs = outputs = draft.outputs
-        self._form = model.output
+        self._form = internals.outputs_of(model)
         self.layers = [
             (layer, value and value.node) for layer, value in draft.trace
         ]

@@ -19,6 +19,7 @@ __all__ = [
     "has_tangents",
     "lambda_output_shape",
     "name_in_files",
+    "outputs_of",
     "own_call",
     "sublayers",
 ]
@@ -71,6 +72,20 @@ def call_of(tensor):
         node.arguments.args,
         node.arguments.kwargs,
     )
+
+
+def outputs_of(model):
+    """The symbolic outputs of a model, in the form in which it gives them.
+
+    Relies on `Functional._outputs_struct`, as `Model.output` is there only once
+    the model was called. Of a list of one output Keras gives that output.
+    """
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0]
+    form = model._outputs_struct
+    if isinstance(form, list | tuple) and len(form) == 1:
+        return form[0]
+    return form
 
 
 def own_call(model):

@@ -144,7 +144,7 @@ def prepare(
     return env, policy
 
 
-def play(env, policy, *, steps, reuse="content", seed=None):
+def play(env, policy, *, steps, reuse="auto", seed=None):
     """Plays a game, drawing each action from the policy's softmax.
 
     A seed decides the actions and the returns. Whether the policy reuses
@@ -158,7 +158,7 @@ def play(env, policy, *, steps, reuse="content", seed=None):
             `[N, num_actions]`.
         steps: Steps to play, over as many episodes as it takes. Several
             environments share them, and all do the same number.
-        reuse: `"content"` or `"temporal"`, as of `Runner`, or `"none"`: plain
+        reuse: That of `Runner`, or `"none"`: plain
             Keras.
         seed: An integer.
 

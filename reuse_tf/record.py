@@ -15,6 +15,8 @@ _COLORS = 64
 _SCALE = 2
 _CAPTION = 18
 _POOLINGS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+# "auto" reuses content where that pays.
+_CONTENT = ("auto", "content")
 _CHANGED, _NEW = (255, 140, 0), (255, 255, 255)
 
 
@@ -31,7 +33,7 @@ class Recorder(gym.Wrapper):
     Args:
         env: An environment as `atari.make` makes it.
         policy: The Keras model that plays it, a chain of layers.
-        reuse: What it reuses: `"content"`, `"temporal"` or `"none"`.
+        reuse: What it reuses: `"auto"`, `"content"`, `"temporal"` or `"none"`.
     """
 
     def __init__(self, env, policy, reuse):
@@ -71,7 +73,7 @@ class Recorder(gym.Wrapper):
         change = self._changes.update(frame)
         if self._reuse == "none":
             change = change._replace(positions=np.ones_like(change.positions))
-        computed = change.new if self._reuse == "content" else change.positions
+        computed = change.new if self._reuse in _CONTENT else change.positions
         self._fractions.append(computed.mean())
         if len(self._fractions) % _EVERY == 1:
             self._pictures.append(self._picture(frame, change))
@@ -80,7 +82,7 @@ class Recorder(gym.Wrapper):
         game = self.env.unwrapped.ale.getScreenRGB()
         seen = np.repeat(frame[..., :1] // 3, 3, axis=-1)
         seen[change.positions] = _CHANGED
-        if self._reuse == "content":
+        if self._reuse in _CONTENT:
             seen[change.new] = _NEW
         height, width, _ = game.shape
         size = (_SCALE * width, _SCALE * height)

@@ -52,7 +52,7 @@ class Settings:
         game: See `atari.make`.
         downsample: See `atari.make`.
         filters: See `build_policy`.
-        reuse: `"content"`, `"temporal"` (see `Runner`), or `"none"`: plain
+        reuse: That of `Runner`, `"auto"` by default, or `"none"`: plain
             Keras.
         steps: Steps of the environments to train for, or None.
         episodes: Episodes to train for, or None.
@@ -75,7 +75,7 @@ class Settings:
     game: str = "Pong"
     downsample: int = 2
     filters: tuple[int, ...] = (40, 80)
-    reuse: str = "content"
+    reuse: str = "auto"
     steps: int | None = 3000
     episodes: int | None = None
     learning_rate: float = 1e-5
@@ -97,7 +97,7 @@ class Settings:
             ("game", "a string", lambda v: isinstance(v, str)),
             ("downsample", "1, 2 or 4", lambda v: v in (1, 2, 4)),
             ("filters", "positive integers", _are_filters),
-            ("reuse", "content, temporal or none", _REUSE.__contains__),
+            ("reuse", "auto, content, temporal or none", _REUSE.__contains__),
             ("optimizer", ", ".join(OPTIMIZERS), list(OPTIMIZERS).__contains__),
             ("steps", "positive", lambda v: v is None or _is_count(v)),
             ("episodes", "positive", lambda v: v is None or _is_count(v)),
@@ -141,7 +141,7 @@ class Settings:
 # What may differ when a run is resumed, as the weights at any step do not
 # depend on it.
 _MAY_CHANGE = ("steps", "episodes", "checkpoint_seconds")
-_REUSE = ("content", "temporal", "none")
+_REUSE = ("auto", "content", "temporal", "none")
 
 
 def _is_count(value):
@@ -532,7 +532,7 @@ class Reusing:
 
     Args:
         model: A Keras model, frames `[N, height, width, channels]` to logits.
-        reuse: `"content"` or `"temporal"`.
+        reuse: That of `Runner`.
 
     Attributes:
         act: A function from frames of N streams to logits.

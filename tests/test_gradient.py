@@ -403,7 +403,7 @@ class TestRecordings:
         model = policy()
         runner = Runner(
             model,
-            "temporal" if why == "temporal" else "content",
+            "temporal" if why == "temporal" else "auto",
             max_rows=300 if why == "full" else None,
         )
         runner.record()

@@ -139,8 +139,7 @@ REGISTER_OP("ReuseTF>RunnerStats")
 What the network has counted since it was made or reset.
 
 totals: frames, clears of the tables, switches between the kinds of reuse, and
-  how many maps are of content reuse and of temporal reuse at present, but for
-  those of a value a frame.
+  how many map nodes are of content reuse and of temporal reuse at present.
 seconds: Spent on structure, on rows, and on nodes of a whole map.
 maps: For each node but frames and weights: positions, changed positions, new
   rows, multiply-adds, those of a dense network, and 1 if its rows are those of
@@ -388,7 +387,10 @@ class RunnerStatsOp : public GuardedOp {
       if (node.kind == Node::kWeights) continue;
       if (node.kind == Node::kFrames || node.has_patches()) {
         tables.insert(tables.end(), {rows[i], max_rows[i]});
-        (content[i] ? of_content : of_temporal) += 1;
+        // The frames count where nothing else does.
+        if (node.kind != Node::kFrames || StructureCounts(graph).patches == 0) {
+          (content[i] ? of_content : of_temporal) += 1;
+        }
       }
       if (node.kind == Node::kFrames) continue;
       const NetworkStats::Map& map = stats.maps[i];

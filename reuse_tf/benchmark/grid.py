@@ -19,7 +19,7 @@ GAMES = (
 # ones leave the most memory behind.
 COLUMNS = {
     "bare_env": None,
-    "content": "content",
+    "content": "auto",
     "temporal": "temporal",
     "dense": "none",
     "dense_gpu": "none",

@@ -1,0 +1,424 @@
+"""Runner on models that are no chains, against plain Keras and a plain tape.
+
+Each kind of layer by itself, networks as people build them, and random graphs:
+joins of joins, shared layers, branches of different strides, outputs inside.
+"""
+
+import graphs
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import assert_same_bits
+from graphs import (
+    CHOICES,
+    assert_gradient,
+    assert_step,
+    randomize,
+    short_video,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reuse_tf
+from reuse_tf import Runner, ops
+
+L = keras.layers
+
+
+def assert_right(model, shape):
+    randomize(model)
+    video = short_video(shape)
+    runners = [Runner(model, choice) for choice in CHOICES]
+    for frame in video:
+        assert_step(runners[0], frame[None], runners[1:])
+        assert_step(
+            runners[0],
+            np.stack([frame, video[0]]),
+            [Runner(model), *runners[1:]],
+        )
+    assert_gradient(runners[0], video)
+    for runner in runners:
+        runner.record()
+        for frame in video:
+            runner.step(frame[None])
+        structure = runner.recorded()
+        if structure is not None:
+            keras.tree.map_structure(
+                assert_same_bits, runner(structure), runner(video)
+            )
+
+
+# -- Layers, one by one ------------------------------------------------------
+
+
+def squeeze_and_excite(x):
+    channels = x.shape[-1]
+    y = L.GlobalAveragePooling2D(keepdims=True)(x)
+    y = L.Conv2D(2, 1, activation="silu")(y)
+    y = L.Conv2D(channels, 1, activation="sigmoid")(y)
+    return L.Multiply()([x, y])
+
+
+def decoder(x):
+    x = L.Dense(2 * 3 * 2, activation="relu")(L.Flatten()(x))
+    return L.Conv2DTranspose(2, 3, strides=2)(L.Reshape((2, 3, 2))(x))
+
+
+def normalized(x):
+    x = L.GroupNormalization(2)(L.LayerNormalization()(x))
+    return L.Conv2D(2, 3)(x)
+
+
+LAYERS = {
+    "depthwise": lambda x: L.DepthwiseConv2D(3, padding="same")(x),
+    "depthwise of 2": lambda x: L.DepthwiseConv2D(
+        (2, 3), strides=2, depth_multiplier=2, activation="relu"
+    )(x),
+    "separable": lambda x: L.SeparableConv2D(
+        5, 3, padding="same", activation="silu"
+    )(x),
+    "transposed same": lambda x: L.Conv2DTranspose(
+        3, 3, strides=2, padding="same", activation="relu"
+    )(x),
+    "transposed valid": lambda x: L.Conv2DTranspose(3, (2, 4), (2, 3))(x),
+    "transposed with output padding": lambda x: L.Conv2DTranspose(
+        3, 4, strides=2, padding="same", output_padding=1
+    )(x),
+    "transposed with holes": lambda x: L.Conv2DTranspose(
+        3, 2, strides=3, padding="same", use_bias=False
+    )(x),
+    "dense on a map": lambda x: L.Dense(5, activation="tanh")(x),
+    "padding": lambda x: L.ZeroPadding2D(((0, 1), (2, 0)))(x),
+    "padding before a convolution": lambda x: L.Conv2D(3, 3, strides=2)(
+        L.ZeroPadding2D(((0, 1), (0, 1)))(x)
+    ),
+    "padding before a pooling": lambda x: L.MaxPooling2D(3, 2)(
+        L.ZeroPadding2D(1)(x - 1.0)
+    ),
+    "cropping": lambda x: L.Cropping2D(((1, 2), (0, 3)))(x),
+    "upsampling": lambda x: L.UpSampling2D((2, 3))(x),
+    "global maximum": lambda x: L.GlobalMaxPooling2D()(L.Conv2D(3, 3)(x)),
+    "global maximum as a map": lambda x: L.GlobalMaxPooling2D(keepdims=True)(x),
+    "global mean as a map": lambda x: L.GlobalAveragePooling2D(keepdims=True)(
+        x
+    ),
+    "layer normalization": lambda x: L.LayerNormalization()(L.Conv2D(4, 3)(x)),
+    "group normalization": lambda x: L.GroupNormalization(2)(x),
+    "normalizations": normalized,
+    "prelu": lambda x: L.PReLU()(x - 1.0),
+    "prelu by channel": lambda x: L.PReLU(shared_axes=[1, 2])(x - 1.0),
+    "reshape": lambda x: L.Softmax()(L.Reshape((-1, 2))(x)),
+    "concatenate": lambda x: L.Concatenate()([x, L.Conv2D(2, 1)(x), x]),
+    "flat vectors": lambda x: L.Dense(3)(
+        L.Concatenate()([L.Flatten()(x), L.GlobalAveragePooling2D()(x)])
+    ),
+    "squeeze and excite": squeeze_and_excite,
+    "attention": lambda x: x * L.Conv2D(1, 3, padding="same")(x),
+    "decoder": decoder,
+    "operations": lambda x: keras.ops.relu(2.0 - x * 3.0) / 2.0,
+    "operations of two": lambda x: keras.ops.maximum(
+        x - L.ReLU()(x - 1.0), L.ELU()(x)
+    ),
+    "between flatten and dense": lambda x: L.Dense(2)(
+        L.BatchNormalization()(L.Dropout(0.5)(L.ReLU()(L.Flatten()(x))))
+    ),
+    "vectors joined": lambda x: L.Subtract()(
+        [L.Dense(3)(L.Flatten()(x)), L.Dense(3)(L.GlobalMaxPooling2D()(x))]
+    ),
+    "dueling": lambda x: L.Add()(
+        [L.Dense(4)(L.Flatten()(x)), L.Dense(1)(L.Flatten()(x))]
+    ),
+    "minimum and average": lambda x: L.Average()(
+        [L.Minimum()([x, L.Activation("tanh")(x)]), x, x]
+    ),
+    "the input itself": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer(kind):
+    inputs = keras.Input((9, 8, 4))
+    assert_right(keras.Model(inputs, LAYERS[kind](inputs)), (9, 8, 4))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        L.GaussianNoise(0.5),
+        L.GaussianDropout(0.5),
+        L.SpatialDropout2D(0.5),
+        L.AlphaDropout(0.5),
+        L.ActivityRegularization(0.1),
+        L.Identity(),
+    ],
+)
+def test_layers_that_compute_nothing(layer):
+    inputs = keras.Input((5, 4, 2))
+    outputs = L.Conv2D(2, 2)(layer(L.Conv2D(3, 2)(inputs)))
+    assert_right(keras.Model(inputs, outputs), (5, 4, 2))
+
+
+# -- Networks ----------------------------------------------------------------
+
+
+def two_heads():
+    inputs = keras.Input((12, 10, 1))
+    x = L.Conv2D(4, 3, padding="same", activation="relu")(inputs)
+    x = L.Flatten()(L.Conv2D(5, 3, activation="relu")(x))
+    return keras.Model(
+        inputs, {"logits": L.Dense(4)(x), "value": [L.Dense(1)(x)]}
+    )
+
+
+def impala():
+    def residual(x):
+        y = L.Conv2D(4, 3, padding="same")(L.ReLU()(x))
+        return x + L.Conv2D(4, 3, padding="same")(L.ReLU()(y))
+
+    inputs = keras.Input((12, 10, 1))
+    x = L.Conv2D(4, 3, padding="same")(L.Rescaling(1 / 255)(inputs))
+    x = L.MaxPooling2D(3, 2, "same")(x)
+    x = L.Flatten()(L.ReLU()(residual(residual(x))))
+    x = L.Dense(8, activation="relu")(x)
+    return keras.Model(inputs, [L.Dense(3)(x), L.Dense(1)(x)])
+
+
+def mobilenet():
+    def block(x, filters, stride):
+        y = L.ReLU(6)(L.BatchNormalization()(L.Conv2D(12, 1)(x)))
+        if stride == 2:
+            y = L.ZeroPadding2D(((0, 1), (0, 1)))(y)
+        padding = "same" if stride == 1 else "valid"
+        y = L.DepthwiseConv2D(3, stride, padding, use_bias=False)(y)
+        y = L.ReLU(6)(L.BatchNormalization()(y))
+        y = L.BatchNormalization()(L.Conv2D(filters, 1)(y))
+        return L.Add()([x, y]) if x.shape == y.shape else y
+
+    inputs = keras.Input((12, 10, 3))
+    x = block(block(block(inputs, 6, 2), 6, 1), 8, 2)
+    return keras.Model(inputs, L.Dense(5)(L.GlobalAveragePooling2D()(x)))
+
+
+def densenet():
+    inputs = keras.Input((12, 10, 3))
+    x = L.Conv2D(4, 3, padding="same")(inputs)
+    for _ in range(3):
+        y = L.ReLU()(L.BatchNormalization()(x))
+        x = L.Concatenate()([x, L.Conv2D(3, 3, padding="same")(y)])
+    x = L.AveragePooling2D(2)(L.ReLU()(L.BatchNormalization()(x)))
+    return keras.Model(inputs, L.Dense(4)(L.GlobalAveragePooling2D()(x)))
+
+
+def u_net():
+    inputs = keras.Input((12, 8, 2))
+    a = L.Conv2D(3, 3, padding="same", activation="relu")(inputs)
+    b = L.Conv2D(4, 3, padding="same", activation="relu")(L.MaxPooling2D(2)(a))
+    c = L.Conv2D(5, 3, padding="same", activation="relu")(L.MaxPooling2D(2)(b))
+    b = L.Concatenate()([b, L.UpSampling2D(2)(c)])
+    b = L.Conv2D(4, 3, padding="same", activation="relu")(b)
+    a = L.Concatenate()([a, L.Conv2DTranspose(3, 2, strides=2)(b)])
+    return keras.Model(inputs, [L.Conv2D(2, 1, activation="softmax")(a), c])
+
+
+def nested():
+    inner_input = keras.Input((6, 5, 2))
+    conv = L.Conv2D(2, 3, padding="same", name="shared")
+    inner = keras.Model(inner_input, [conv(inner_input), inner_input * 2.0])
+    inputs = keras.Input((6, 5, 2))
+    x, y = inner(inputs)
+    x, z = inner(x)
+    return keras.Model(inputs, L.Add()([conv(x), y, z]))
+
+
+NETWORKS = [two_heads, impala, mobilenet, densenet, u_net, nested]
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_a_network(make):
+    model = make()
+    assert_right(model, model.input_shape[1:])
+
+
+@pytest.mark.parametrize("make", [two_heads, u_net, mobilenet])
+def test_incremental_layers_likewise(make):
+    model = reuse_tf.convert(make())
+    assert_right(model, model.input_shape[1:])
+
+
+def test_statistics_name_layers():
+    runner = Runner(mobilenet())
+    runner.step(short_video((12, 10, 3))[:1])
+    stats = runner.stats
+    assert "add" in " ".join(stats.layers)
+    assert all(
+        layer.multiply_adds <= layer.dense_multiply_adds
+        for layer in stats.layers.values()
+    )
+    assert sum(name.startswith("depthwise") for name in stats.layers) == 3
+
+
+# -- Outputs and sizes -------------------------------------------------------
+
+
+@pytest.mark.parametrize("reuse", CHOICES)
+def test_outputs_that_are_kept(reuse):
+    model = u_net()
+    randomize(model)
+    runner, own = Runner(model, reuse), Runner(model, reuse)
+    rng = np.random.default_rng(0)
+    video = short_video((12, 8, 2), 30)
+    arrays = None
+    for step, frame in enumerate(video):
+        frames = np.stack([frame, video[0]])[: 1 + (step // 7) % 2]
+        kept = runner.step(frames, copy=False)
+        for mine, want in zip(kept, own.step(frames), strict=True):
+            assert_same_bits(mine, want)
+            with pytest.raises(ValueError):
+                mine[:] = 0
+        if step % 7 and arrays is not None:
+            assert np.shares_memory(arrays[0], kept[0])
+        arrays = kept
+        if step % 10 == 9:  # whatever comes in between
+            runner.step(frames[:, ::-1].copy())
+        if step % 13 == 12:
+            model.weights[0].assign(rng.normal(size=model.weights[0].shape))
+
+
+def test_tensors_give_tensors():
+    model = two_heads()
+    frames = short_video((12, 10, 1))[:2]
+    runner = Runner(model)
+    outputs = runner.step(tf.constant(frames))
+    keras.tree.map_structure(
+        lambda tensor, array: assert_same_bits(tensor.numpy(), array),
+        outputs,
+        runner.step(frames),
+    )
+    assert set(outputs) == {"logits", "value"}
+    assert [type(outputs["value"]), len(outputs["value"])] == [list, 1]
+
+
+def test_sizes_of_any_kind():
+    inputs = keras.Input((None, None, 3))
+    x = L.Conv2D(4, 3, strides=2, padding="same", activation="relu")(inputs)
+    model = keras.Model(inputs, [L.GlobalAveragePooling2D()(x), x])
+    randomize(model)
+    runner = Runner(model)
+    assert runner.stats.frames == 0
+    with pytest.raises(ValueError, match="a step before"):
+        runner.record()
+    for size in ((7, 6), (4, 9), (7, 6)):
+        video = short_video((*size, 3))
+        for frame in video:
+            assert_step(runner, frame[None])
+        assert_gradient(runner, video)
+        assert runner.stats.frames == len(video)
+    for bad in ((1, 7, 6, 2), (7, 6, 3)):
+        with pytest.raises(ValueError, match="Expected `frames`"):
+            runner.step(np.zeros(bad, np.float32))
+
+
+# -- Random graphs -----------------------------------------------------------
+
+
+class TestRandomGraphs:
+    @settings(max_examples=60)
+    @given(st.integers(0, 2**32 - 1))
+    def test_right_after_any_history(self, seed):
+        graphs.check_history(seed)
+
+    @settings(max_examples=40)
+    @given(st.integers(0, 2**32 - 1))
+    def test_gradients(self, seed):
+        graphs.check_gradient(seed)
+
+
+# -- Malformed lists ---------------------------------------------------------
+
+
+GOOD = [
+    "frames 6 5 2 float",
+    "conv 0 3 3 1 1 1 1 1 1 SAME 2 1 1 0",
+    "activation relu",
+    "pool 1 max 2 2 1 1 1 1 1 1 0,1,0,1",
+    "join 1,2 add",
+    "weights 6 5 2",
+    "join 3,4 multiply",
+    "layer_norm 0.001 1 1",
+    "global 5 mean",
+    "join 5,6 multiply",
+    "group_norm 7 2 0.01",
+    "reshape 8 5 6 2",
+    "dense 9 3 1",
+    "output 10",
+    "output 9",
+]
+
+
+def make_state(lines):
+    """Makes a state of these nodes, with whatever weights it asks for."""
+    for count in range(14):
+        handles = [tf.Variable([0.0]).handle for _ in range(count)]
+        try:
+            return ops.new_runner_state(lines, handles, "auto", 0)
+        except tf.errors.InvalidArgumentError as error:
+            if "weights must be" not in str(error):
+                raise
+    raise AssertionError(lines)
+
+
+def test_a_list_of_all_kinds_is_read():
+    make_state(GOOD)
+
+
+@pytest.mark.parametrize(
+    "index, line",
+    [
+        (0, "conv 0 3 3 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "frames 6 5 2 float"),
+        (1, "conv 1 3 3 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "conv 0,0 3 3 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "conv -1 3 3 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "conv 99999999999 3 3 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 FULL 2 1 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 1,1,1 2 1 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 1,1,1,-99 2 1 1 0"),
+        (1, "conv 0 3 3 0 1 1 1 1 1 SAME 2 1 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 SAME 3 2 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 SAME 2 2 1 1"),
+        (1, "conv 0 3 3 1 1 1 1 1000000 1000000 SAME 2 1 1 0"),
+        (1, "conv 0 3 3 1 1 1 1 1 1 9999999,9999999,9999999,9999999 2 1 1 0"),
+        (2, "activation jump"),
+        (3, "pool 1 least 2 2 1 1 1 1 1 1 SAME"),
+        (4, "join 1 add"),
+        (4, "join 1,1,1 subtract"),
+        (4, "join 1,9 add"),
+        (4, "join 1,2 shuffle"),
+        (5, "weights 0 5 2"),
+        (6, "join 4,4 multiply"),
+        (6, "conv 4 1 1 1 1 1 1 1 1 SAME 2 1 1 0"),
+        (7, "layer_norm 0.001 1"),
+        (8, "global 4 mean"),
+        (9, "join 5,6 concatenate"),
+        (10, "group_norm 7 3 0.01"),
+        (11, "reshape 8 5 6 3"),
+        (12, "dense 9 0 1"),
+        (13, "output 4"),
+        (13, "output 11"),
+        (14, "activation relu"),
+        (14, "output"),
+    ],
+)
+def test_malformed_lists_are_errors(index, line):
+    lines = [*GOOD]
+    lines[index] = line
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot read"):
+        make_state(lines)
+
+
+def test_a_list_without_an_output_is_an_error():
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="end in an output"
+    ):
+        make_state(GOOD[:-2])
