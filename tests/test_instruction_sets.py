@@ -16,6 +16,7 @@ from reuse_tf import ops
 FOLDER = pathlib.Path(__file__).resolve().parent
 # Layers, networks, gradients: all that is promised bit for bit.
 FILES = ["activations", "conv2d", "dense", "gradient", "runner"]
+FILES += ["runner_graphs"]
 OTHERS = [s for s in ops.INSTRUCTION_SETS if s != ops.INSTRUCTION_SET]
 
 
