@@ -1049,6 +1049,9 @@ class Graph:
 
     def packed(self, outputs):
         """Outputs in the form that the model gives them."""
+        if not isinstance(self._form, list | tuple | dict):  # as usual
+            (output,) = outputs
+            return output
         return keras.tree.pack_sequence_as(self._form, list(outputs))
 
     def evaluate(self, structure):

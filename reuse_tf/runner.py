@@ -226,10 +226,11 @@ class Runner:
         frames = np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
-        self._fit(frames.shape[1:])
+        if self._graph is None or frames.shape[1:] != self._graph.frame_shape:
+            self._fit(frames.shape[1:])
+            if frames.shape[1:] != self._graph.frame_shape:
+                return self._run(frames)  # for its error
         state = self._state(frames.dtype)
-        if frames.shape[1:] != self._graph.frame_shape:
-            return self._run(frames)  # for its error
         if copy:
             return self._step(state, frames)
         kept, self._kept = self._kept, None
@@ -257,8 +258,7 @@ class Runner:
         """Steps by addresses, and by the op if that is not possible."""
         if outputs is None:
             outputs = self._new_outputs(len(frames))
-        count = len(outputs)
-        addresses = (ctypes.c_void_p * count)(
+        addresses = self._addresses(
             *[array.__array_interface__["data"][0] for array in outputs]
         )
         if len(frames) == 0 or ops.step_numpy(
@@ -307,6 +307,7 @@ class Runner:
         # Before what is known is given up: a layer may not fit.
         fitting = graph.compile_model(self.model, shape)
         self._graph = fitting
+        self._addresses = ctypes.c_void_p * len(fitting.outputs)
         self._states = {}
         self._last = self._recorded = self._kept = None
 
