@@ -14,7 +14,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_the_examples_run_one_after_the_other(capsys):
     examples = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
-    assert len(examples) == 6
+    assert len(examples) == 7
     names = {}
     for example in examples:
         exec(compile(example, README, "exec"), names)
