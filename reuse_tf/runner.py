@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import graph, ops
+from reuse_tf import ops
+from reuse_tf.graph import check_model, compile_model
 
 
 class LayerStats(NamedTuple):
@@ -95,6 +96,7 @@ class Structure(NamedTuple):
             global pooling or the like looks at.
         states: For each vector that is merged into a map: by frame, in the
             order of `order`, the last one that changed it, int32 `[T]`.
+        size: Height and width of the frames, int32 `[2]`.
     """
 
     pixels: tf.Tensor
@@ -102,6 +104,7 @@ class Structure(NamedTuple):
     patches: list
     shown: list
     states: list
+    size: tf.Tensor
 
 
 class Runner:
@@ -167,7 +170,7 @@ class Runner:
                 "Expected `max_rows` to be a positive integer below 2^31, or "
                 f"None. Received: max_rows={max_rows!r}"
             )
-        graph.check_model(model)
+        check_model(model)
         if len(model.inputs) != 1:
             raise ValueError(
                 "Expected `model` to have one input. Received: "
@@ -183,14 +186,12 @@ class Runner:
         self.reuse = reuse
         self._max_rows = int(max_rows or 0)
         self._shape = shape
-        self._graph = None
-        self._states = {}  # by the dtype of the frames
+        self._fitted = None
         self._last = None
         self._recorded = None  # the state that records
         self._kept = None  # outputs, and the state whose last step wrote them
         if None not in shape:
-            self._fit(shape)
-            self._last = self._state(tf.uint8)
+            self._last = self._state(self._fit(shape), tf.uint8)
 
     def __reduce__(self):
         """A copy, or what is read from a pickle, is a new runner."""
@@ -221,21 +222,21 @@ class Runner:
             tf.errors.InvalidArgumentError: If they are of another shape.
         """
         if isinstance(frames, tf.Tensor):
-            self._fit(frames.shape[1:])
-            return self._run(frames)
+            return self._run(self._fit(frames.shape[1:]), frames)
         frames = np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
-        if self._graph is None or frames.shape[1:] != self._graph.frame_shape:
-            self._fit(frames.shape[1:])
-            if frames.shape[1:] != self._graph.frame_shape:
-                return self._run(frames)  # for its error
-        state = self._state(frames.dtype)
+        fitted = self._fitted
+        if fitted is None or frames.shape[1:] != fitted.graph.frame_shape:
+            fitted = self._fit(frames.shape[1:])
+            if frames.shape[1:] != fitted.graph.frame_shape:
+                return self._run(fitted, frames)  # for its error
+        state = self._state(fitted, frames.dtype)
         if copy:
             return self._step(state, frames)
         kept, self._kept = self._kept, None
         if kept is None or kept[0] is not state or kept[1] != len(frames):
-            kept = (state, len(frames), self._new_outputs(len(frames)))
+            kept = (state, len(frames), state.new_outputs(len(frames)))
             outputs = self._step(state, frames, kept[2])
         else:
             outputs = self._step(state, frames, kept[2], kept=True)
@@ -248,17 +249,11 @@ class Runner:
 
         return keras.tree.map_structure(read_only, outputs)
 
-    def _new_outputs(self, count):
-        return [
-            np.empty((count, *value.shape), np.float32)
-            for value in self._graph.outputs
-        ]
-
     def _step(self, state, frames, outputs=None, kept=False):
         """Steps by addresses, and by the op if that is not possible."""
         if outputs is None:
-            outputs = self._new_outputs(len(frames))
-        addresses = self._addresses(
+            outputs = state.new_outputs(len(frames))
+        addresses = state.fitted.addresses(
             *[array.__array_interface__["data"][0] for array in outputs]
         )
         if len(frames) == 0 or ops.step_numpy(
@@ -268,30 +263,34 @@ class Runner:
             addresses,
             kept,
         ):
-            return self._graph.packed(outputs)
+            return state.fitted.graph.packed(outputs)
         return keras.tree.map_structure(
-            lambda tensor: tensor.numpy(), self._run(frames)
+            lambda tensor: tensor.numpy(), self._run(state.fitted, frames)
         )
 
-    def _run(self, frames):
-        dtype = frames.dtype
+    def _run(self, fitted, frames):
+        """Steps by the op."""
+        values = fitted.graph.outputs
         outputs = ops.runner_step(
-            self._state(dtype).handle,
+            self._state(fitted, frames.dtype).handle,
             frames,
-            num_outputs=len(self._graph.outputs),
+            num_outputs=len(values),
         )
-        return self._graph.packed(
+        return fitted.graph.packed(
             tf.reshape(tensor, [-1, *value.shape])
-            for tensor, value in zip(outputs, self._graph.outputs, strict=True)
+            for tensor, value in zip(outputs, values, strict=True)
         )
 
     def _fit(self, shape):
-        """Has the graph be one for frames of this shape, if the model may."""
+        """What is fitted to frames of this shape, made anew if need be."""
+        fitted = self._fitted
+        # The ops check frames of a fixed size, which a `tf.function` may not
+        # know yet.
+        if fitted is not None and None not in self._shape:
+            return fitted
         shape = tuple(shape)
-        if self._graph is not None and (
-            shape == self._graph.frame_shape or None not in self._shape
-        ):
-            return
+        if fitted is not None and shape == fitted.graph.frame_shape:
+            return fitted
         if (
             len(shape) != 3
             or None in shape
@@ -305,11 +304,10 @@ class Runner:
                 f"{('N', *shape)}"
             )
         # Before what is known is given up: a layer may not fit.
-        fitting = graph.compile_model(self.model, shape)
-        self._graph = fitting
-        self._addresses = ctypes.c_void_p * len(fitting.outputs)
-        self._states = {}
+        fitted = _Fitted(compile_model(self.model, shape))
+        self._fitted = fitted
         self._last = self._recorded = self._kept = None
+        return fitted
 
     def __call__(self, frames):
         """Computes the outputs for whole videos; differentiable.
@@ -356,7 +354,16 @@ class Runner:
             ]
         if not isinstance(frames, Structure):
             frames = self.structure(frames)
-        return self._graph.evaluate(frames)
+        fitted = self._fitted
+        if fitted is None:
+            fitted = self._fit([None])  # for its error
+        if None in self._shape:
+            tf.debugging.assert_equal(
+                frames.size,
+                fitted.graph.frame_shape[:2],
+                "The structure is that of frames of another size.",
+            )
+        return fitted.graph.evaluate(frames)
 
     def structure(self, frames):
         """Finds what is distinct in a video, for several passes over it.
@@ -368,13 +375,12 @@ class Runner:
             A `Structure`, to be given to the runner in place of the frames.
         """
         frames = _tensor(frames)
-        self._fit(frames.shape[1:])
+        graph = self._fit(frames.shape[1:]).graph
         return _structure(
             ops.video_structure(
-                frames,
-                nodes=self._graph.lines(frames.dtype),
-                **self._graph.counts,
-            )
+                frames, nodes=graph.lines(frames.dtype), **graph.counts
+            ),
+            graph,
         )
 
     def record(self, dtype=tf.uint8):
@@ -390,12 +396,12 @@ class Runner:
         Raises:
             ValueError: If the size of frames is not known yet.
         """
-        if self._graph is None:
+        if self._fitted is None:
             raise ValueError(
                 "Expected a step before `record`: the model's input has any "
                 "height and width"
             )
-        state = self._state(dtype)
+        state = self._state(self._fitted, dtype)
         if self._recorded not in (None, state):
             self.recorded()
         self._recorded = state
@@ -414,12 +420,13 @@ class Runner:
             million contents; if nothing was stepped; or if there is no
             recording.
         """
-        if self._recorded is None:
+        state, self._recorded = self._recorded, None
+        if state is None:
             return None
+        graph = state.fitted.graph
         structure = _structure(
-            ops.runner_recording(self._recorded.handle, **self._graph.counts)
+            ops.runner_recording(state.handle, **graph.counts), graph
         )
-        self._recorded = None
         return structure if len(structure.order) else None
 
     def reset_state(self, streams=None):
@@ -443,7 +450,9 @@ class Runner:
                     "Expected `streams` to be integers in [0, 2^31). "
                     f"Received: streams={streams.tolist()}"
                 )
-        for state in set(self._states.values()):
+        if self._fitted is None:
+            return
+        for state in set(self._fitted.states.values()):
             ops.runner_reset(state.handle, [] if streams is None else streams)
 
     @property
@@ -452,16 +461,17 @@ class Runner:
 
         Of frames of the dtype that was stepped last.
         """
-        if self._last is None:
+        last = self._last
+        if last is None:
             return RunnerStats(0, {}, self.reuse, {}, {}, 0, 0, {})
         totals, seconds, maps, rows = (
-            part.numpy().tolist()
-            for part in ops.runner_stats(self._last.handle)
+            part.numpy().tolist() for part in ops.runner_stats(last.handle)
         )
-        names = self._graph.names
+        graph = last.fitted.graph
+        names = graph.names
         tables = ["frames"] + [
             name
-            for name, node in zip(names, self._graph.counted, strict=True)
+            for name, node in zip(names, graph.counted, strict=True)
             if node.has_patches
         ]
         kinds = {0: "temporal", 1: "content"}
@@ -489,30 +499,31 @@ class Runner:
     @property
     def layers(self):
         """The layers of the model and what they became, for `coverage`."""
-        return self._graph.layers if self._graph is not None else []
+        return self._fitted.graph.layers if self._fitted is not None else []
 
-    def _state(self, dtype):
+    def _state(self, fitted, dtype):
         """The state for frames of a dtype, TensorFlow's or NumPy's."""
-        state = self._states.get(dtype)
+        state = fitted.states.get(dtype)
         if state is None:
             _check_dtype(dtype)
             kind = tf.as_dtype(dtype)
             state = _State(
+                fitted,
                 *ops.new_runner_state(
-                    self._graph.lines(kind),
-                    [v.value.handle for v in self._graph.variables],
+                    fitted.graph.lines(kind),
+                    [v.value.handle for v in fitted.graph.variables],
                     self.reuse,
                     self._max_rows,
-                )
+                ),
             )
             # A thread that came second takes the state of the first.
-            state = self._states.setdefault(kind, state)
-            self._states[np.dtype(kind.as_numpy_dtype)] = state
+            state = fitted.states.setdefault(kind, state)
+            fitted.states[np.dtype(kind.as_numpy_dtype)] = state
         self._last = state
         return state
 
 
-def _structure(parts):
+def _structure(parts, graph):
     """A structure of the outputs of an op."""
     return Structure(
         parts.pixels,
@@ -525,15 +536,35 @@ def _structure(parts):
             )
         ],
         list(parts.states),
+        tf.constant(graph.frame_shape[:2]),
     )
+
+
+class _Fitted:
+    """What a runner has for frames of one size. Never changed, but replaced.
+
+    Whoever holds one can go on with it, whatever another thread does.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.states = {}  # by the dtype of the frames
+        self.addresses = ctypes.c_void_p * len(graph.outputs)
 
 
 class _State:
     """A runner's network: its resource handle, and where it is."""
 
-    def __init__(self, handle, address):
+    def __init__(self, fitted, handle, address):
+        self.fitted = fitted
         self.handle = handle
         self.address = address
+
+    def new_outputs(self, count):
+        return [
+            np.empty((count, *value.shape), np.float32)
+            for value in self.fitted.graph.outputs
+        ]
 
 
 def _check_dtype(dtype):

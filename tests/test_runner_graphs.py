@@ -299,6 +299,30 @@ def test_tensors_give_tensors():
     assert [type(outputs["value"]), len(outputs["value"])] == [list, 1]
 
 
+def test_frames_of_unknown_rank():
+    model = two_heads()
+    frames = short_video((12, 10, 1))
+    runner = Runner(model)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(None, tf.float32),
+            tf.TensorSpec(None, tf.float32),
+        ]
+    )
+    def both(frame, video):
+        return runner.step(frame), runner(video)
+
+    step, video = both(frames[:1], frames)
+    fresh = Runner(model)
+    for mine, want in (step, fresh.step(frames[:1])), (video, fresh(frames)):
+        keras.tree.map_structure(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5),
+            mine,
+            want,
+        )
+
+
 def test_sizes_of_any_kind():
     inputs = keras.Input((None, None, 3))
     x = L.Conv2D(4, 3, strides=2, padding="same", activation="relu")(inputs)
@@ -314,6 +338,10 @@ def test_sizes_of_any_kind():
             assert_step(runner, frame[None])
         assert_gradient(runner, video)
         assert runner.stats.frames == len(video)
+    structure = runner.structure(np.zeros((1, 7, 6, 3), np.float32))
+    runner.step(np.zeros((1, 9, 9, 3), np.float32))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="another size"):
+        runner(structure)
     for bad in ((1, 7, 6, 2), (7, 6, 3)):
         with pytest.raises(ValueError, match="Expected `frames`"):
             runner.step(np.zeros(bad, np.float32))
