@@ -250,6 +250,30 @@ def _batch_normalization(call):
     )
 
 
+def _normalization(call):
+    layer = call.layer
+    rank = len(call.value.shape)
+    axes = [axis % (rank + 1) for axis in layer.axis]
+    _require(axes in ([], [rank]), f"of its axis {layer.axis}")
+    _require(not layer.invert, "of its invert")
+    epsilon = keras.config.epsilon()
+    if layer.input_mean is not None:
+        mean, variance = np.float64(layer.mean), np.float64(layer.variance)
+        scale = 1 / np.maximum(np.sqrt(variance), epsilon)
+        return _apply(call, call.value, _affine(scale, -mean * scale))
+    # What `adapt` finds is in variables: it may be called again.
+    mean, variance = layer.adapt_mean, layer.adapt_variance
+
+    def normalize(rows):
+        size = tf.maximum(tf.sqrt(variance.value), epsilon)
+        return (rows - mean.value) / size
+
+    words = ("normalization", epsilon, math.prod(mean.shape))
+    return _apply(
+        call, call.value, _Function(words, normalize, (mean, variance))
+    )
+
+
 def _layer_normalization(call):
     layer = call.layer
     _require_last_axis(call)
@@ -690,6 +714,7 @@ _LAYERS = {
     _L.Dense: _dense,
     IncrementalDense: _dense,
     _L.Rescaling: _rescaling,
+    _L.Normalization: _normalization,
     _L.BatchNormalization: _batch_normalization,
     _L.LayerNormalization: _layer_normalization,
     _L.GroupNormalization: _group_normalization,

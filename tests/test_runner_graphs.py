@@ -142,6 +142,23 @@ def test_a_layer(kind):
     assert_right(keras.Model(inputs, LAYERS[kind](inputs)), (9, 8, 4))
 
 
+@pytest.mark.parametrize("axis", [-1, 3, None])
+@pytest.mark.parametrize("given", [True, False])
+def test_normalization(axis, given):
+    arguments = {"mean": 1.5, "variance": 2.0} if given else {}
+    layer = L.Normalization(axis, **arguments)
+    inputs = keras.Input((5, 4, 3))
+    model = keras.Model(inputs, L.Conv2D(2, 2)(layer(inputs)))
+    video = short_video((5, 4, 3))
+    runner = Runner(model)
+    for data in video, video * [2, 1, 3] + 4:
+        if not given:
+            layer.adapt(data.astype(np.float32))
+        for frame in video:
+            assert_step(runner, frame[None], [Runner(model, "temporal")])
+        assert_gradient(runner, video)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
