@@ -178,7 +178,7 @@ template <typename T>
 void TestRows(uint32_t seed) {
   Random random(seed);
   for (int i = 0; i < 200; ++i) {
-    const int64_t channels = random.Int(1, 9), first = random.Int(0, 3);
+    const int64_t channels = random.Int(1, 17), first = random.Int(0, 3);
     const int64_t stride = first + channels + random.Int(0, 3);
     const int64_t table_rows = random.Int(1, 6), count = random.Int(0, 12);
     std::vector<T> table(table_rows * stride);
@@ -432,12 +432,19 @@ void TestAddProduct(const InstructionSet& set) {
 
 void TestConvolution(const InstructionSet& set) {
   Random random(3);
-  for (int i = 0; i < 60; ++i) {
-    const Window w = RandomWindow(&random, i % 4 == 0);
+  for (int i = 0; i < 80; ++i) {
+    Window w = RandomWindow(&random, i % 4 == 0);
+    if (i % 5 == 0) {  // rows of the map itself, which are multiplied in place
+      w.kernel_height = w.kernel_width = 1;
+      w.stride_height = w.stride_width = random.Int(1, 2);
+      Pad(true, &w);
+    }
     const int64_t images = random.Int(1, 2), taps = w.taps();
     const int64_t positions = images * w.positions();
     // Dense, grouped, depthwise, and depthwise with a multiplier.
-    const int64_t groups = i % 3 == 0 ? 1 : random.Int(1, 19);
+    const int64_t groups = i % 3 == 0   ? 1
+                           : i % 6 == 2 ? random.Int(20, 6 * set.lanes)
+                                        : random.Int(1, 19);
     const int64_t channels = groups * (i % 3 == 2 ? 1 : random.Int(1, 4));
     const int64_t filters = groups * (groups == 1         ? random.Int(1, 70)
                                       : random.Chance(50) ? 1
@@ -533,6 +540,33 @@ void TestSpecialValues(const InstructionSet& set) {
     CHECK(std::isfinite(table[1 * filters + f]));
     CHECK(table[2 * filters + f] == 0);
     CHECK(!std::isfinite(table[3 * filters + f]));
+  }
+}
+
+// A value that is no number reaches the filters of its own group only, however
+// the groups are computed.
+void TestSpecialValuesInGroups(const InstructionSet& set) {
+  Random random(14);
+  for (const int64_t width : {1, 2, 4}) {
+    for (const int64_t group_filters : {1, 2, 3}) {
+      const int64_t taps = 2, groups = 2 * set.lanes + 3;
+      const int64_t channels = groups * width, filters = groups * group_filters;
+      std::vector<float> rows = random.Floats(4 * channels);
+      const std::vector<float> kernel = random.Floats(taps * width * filters);
+      PackedKernel packed;
+      packed.Pack(kernel.data(), nullptr, taps, channels, filters, groups, set);
+      const int64_t bad = random.Int(0, groups - 1);
+      rows[2 * channels + bad * width] = NAN;
+      const std::vector<int32_t> patches = {1, 2, 3, -1, -1, -1};
+      std::vector<float> table(3 * filters);
+      packed.Multiply(rows.data(), patches.data(), 3, RowOps(), nullptr,
+                      table.data());
+      for (int64_t f = 0; f < filters; ++f) {
+        CHECK(std::isnan(table[f]) == (f / group_filters == bad));
+        CHECK(std::isfinite(table[filters + f]));
+        CHECK(table[2 * filters + f] == 0);
+      }
+    }
   }
 }
 
@@ -901,6 +935,7 @@ int Main() {
     TestSumTree(*set);
     TestSumOfRows(*set);
     TestSpecialValues(*set);
+    TestSpecialValuesInGroups(*set);
     TestDenseSum(*set);
   }
   const char* chosen = std::getenv("REUSE_TF_ISA");

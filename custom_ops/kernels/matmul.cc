@@ -128,6 +128,19 @@ void InstructionSet::Pack(const float* b, int64_t stride, int64_t depth,
   }
 }
 
+namespace {
+
+// Whether `ids` are of rows behind each other.
+bool Consecutive(const int32_t* ids, int64_t count) {
+  if (ids[0] < 0) return false;
+  for (int64_t i = 1; i < count; ++i) {
+    if (ids[i] != ids[0] + i) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 void PackedKernel::Pack(const float* kernel, const float* bias, int64_t taps,
                         int64_t channels, int64_t filters, int64_t groups,
                         const InstructionSet& set) {
@@ -144,11 +157,20 @@ void PackedKernel::Pack(const float* kernel, const float* bias, int64_t taps,
   block_ =
       std::clamp<int64_t>(16384 / std::max<int64_t>(depth_, 1), set.rows, 256);
   block_ = (block_ + set.rows - 1) / set.rows * set.rows;
+  zeros_.clear();
   if (depthwise()) {
-    padded_ = group_filters_;
-    panels_.assign(kernel, kernel + taps * filters);
-    bias_.clear();
-    if (has_bias_) bias_.assign(bias, bias + filters);
+    zeros_.assign(channels, 0);
+    panels_.resize(taps * filters);
+    bias_.resize(has_bias_ ? filters : 0);
+    const auto split = [&](const float* from, int64_t rows, float* to) {
+      for (int64_t m = 0; m < group_filters_; ++m) {
+        for (int64_t i = 0; i < rows * channels; ++i) {
+          *to++ = from[i * group_filters_ + m];
+        }
+      }
+    };
+    split(kernel, taps, panels_.data());
+    if (has_bias_) split(bias, 1, bias_.data());
     return;
   }
   padded_ = set.Padded(group_filters_);
@@ -169,9 +191,6 @@ void PackedKernel::Multiply(const float* rows, const int32_t* patches,
                             int64_t count, const RowOps& ops,
                             const int32_t* ids, float* table) const {
   thread_local std::vector<float> gathered;
-  gathered.resize(std::min(count, block_) * depth_ *
-                  (depthwise() ? channels_ : 1));
-  float* block = gathered.data();
   const int64_t group_channels = channels_ / groups_;
   for (int64_t start = 0; start < count; start += block_) {
     const int64_t size = std::min(block_, count - start);
@@ -180,17 +199,23 @@ void PackedKernel::Multiply(const float* rows, const int32_t* patches,
       return table + (ids == nullptr ? start + i : ids[start + i]) * filters_;
     };
     if (depthwise()) {
-      GatherRows(rows, channels_, channels_, from, size * taps_, block);
       for (int64_t i = 0; i < size; ++i) {
-        set_->depthwise(block + i * taps_ * channels_, taps_, filters_,
-                        panels_.data(), has_bias_ ? bias_.data() : nullptr,
-                        out(i));
+        MultiplyDepthwise(rows, from + i * taps_, out(i));
       }
     } else {
+      // Rows behind each other in the table are multiplied where they stand.
+      const bool in_place = taps_ == 1 && Consecutive(from, size);
+      if (!in_place) gathered.resize(size * depth_);
       for (int64_t g = 0; g < groups_; ++g) {
-        GatherRows(rows + g * group_channels, channels_, group_channels, from,
-                   size * taps_, block);
-        set_->Multiply(block, depth_, 1, size, depth_,
+        const float* a = rows + g * group_channels;
+        if (in_place) {
+          a += from[0] * channels_;
+        } else {
+          GatherRows(a, channels_, group_channels, from, size * taps_,
+                     gathered.data());
+          a = gathered.data();
+        }
+        set_->Multiply(a, in_place ? channels_ : depth_, 1, size, depth_,
                        panels_.data() + g * padded_ * depth_,
                        has_bias_ ? bias_.data() + g * padded_ : nullptr,
                        group_filters_,
@@ -199,6 +224,29 @@ void PackedKernel::Multiply(const float* rows, const int32_t* patches,
     }
     if (!ops.empty()) {
       for (int64_t i = 0; i < size; ++i) ops.Apply(out(i), filters_);
+    }
+  }
+}
+
+void PackedKernel::MultiplyDepthwise(const float* rows, const int32_t* patch,
+                                     float* out) const {
+  thread_local std::vector<const float*> taps;
+  taps.resize(taps_);
+  for (int64_t t = 0; t < taps_; ++t) {
+    taps[t] = patch[t] < 0 ? zeros_.data() : rows + patch[t] * channels_;
+  }
+  const auto multiply = [&](int64_t m, float* to) {
+    set_->depthwise(taps.data(), taps_, channels_,
+                    panels_.data() + m * depth_ * channels_,
+                    has_bias_ ? bias_.data() + m * channels_ : nullptr, to);
+  };
+  if (group_filters_ == 1) return multiply(0, out);
+  thread_local std::vector<float> products;
+  products.resize(channels_);
+  for (int64_t m = 0; m < group_filters_; ++m) {
+    multiply(m, products.data());
+    for (int64_t c = 0; c < channels_; ++c) {
+      out[c * group_filters_ + m] = products[c];
     }
   }
 }

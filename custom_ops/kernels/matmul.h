@@ -25,7 +25,7 @@ struct InstructionSet {
   const char* name;
   int lanes, rows, vectors;
   Strip strips[kMaxRows][kMaxVectors];
-  void (*depthwise)(const float* patch, int64_t taps, int64_t filters,
+  void (*depthwise)(const float* const* rows, int64_t taps, int64_t channels,
                     const float* kernel, const float* bias, float* out);
   void (*pairs)(const float* const* a, const float* const* b, int64_t count,
                 int64_t depth, int64_t columns, const float* end,
@@ -80,7 +80,9 @@ const std::vector<const InstructionSet*>& InstructionSets();
 const InstructionSet& ActiveInstructionSet();
 
 // The kernel and bias of a convolution, laid out for the strips: for each group
-// a run of panels [depth, panel width], zero-padded to whole vectors.
+// a run of panels [depth, panel width], zero-padded to whole vectors. Those of
+// a depthwise convolution, [taps, channels, filters of each], become one kernel
+// [taps, channels] for each filter of a channel.
 class PackedKernel {
  public:
   // `kernel` is [taps, channels / groups, filters] as Keras keeps it; `bias` is
@@ -123,7 +125,9 @@ class PackedKernel {
   }
 
  private:
-  bool depthwise() const { return groups_ == channels_ && filters_ == groups_; }
+  bool depthwise() const { return groups_ == channels_ && groups_ > 1; }
+  void MultiplyDepthwise(const float* rows, const int32_t* patch,
+                         float* out) const;
 
   const InstructionSet* set_ = nullptr;
   int64_t taps_ = 0, channels_ = 0, filters_ = 0, groups_ = 1;
@@ -132,8 +136,10 @@ class PackedKernel {
   // enough to stay in cache.
   int64_t block_ = 1;
   bool has_bias_ = false;
-  std::vector<float> panels_;  // [groups, padded * depth]
-  std::vector<float> bias_;    // [groups, padded]
+  // [groups, padded * depth] and [groups, padded]; if depthwise, [filters of a
+  // channel, taps, channels] and [filters of a channel, channels].
+  std::vector<float> panels_, bias_;
+  std::vector<float> zeros_;  // a row of the padding, if depthwise
 };
 
 // Computes a convolution of `rows`, an activation map [*, channels] on the

@@ -4,22 +4,18 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace reuse_tf {
 
-// out[i, :] = rows[ids[i], :], or zeros where ids[i] is -1; `channels` values
-// of each row, whose starts lie `stride` values apart.
-template <typename T>
-inline void GatherRows(const T* rows, int64_t stride, int64_t channels,
-                       const int32_t* ids, int64_t count, T* out) {
-  // A single value is moved by one instruction, which memcpy of a length that
-  // the compiler does not know is not.
-  if (channels == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      out[i] = ids[i] < 0 ? T(0) : rows[ids[i] * stride];
-    }
-    return;
-  }
+namespace internal {
+
+// `channels` is a number, or a constant of a type of its own: a few values are
+// moved by one instruction, which memcpy of a length that the compiler does not
+// know is not.
+template <typename T, typename Channels>
+void GatherRows(const T* rows, int64_t stride, Channels channels,
+                const int32_t* ids, int64_t count, T* out) {
   for (int64_t i = 0; i < count; ++i, out += channels) {
     if (ids[i] < 0) {
       std::memset(static_cast<void*>(out), 0, channels * sizeof(T));
@@ -27,6 +23,30 @@ inline void GatherRows(const T* rows, int64_t stride, int64_t channels,
       std::memcpy(static_cast<void*>(out), rows + ids[i] * stride,
                   channels * sizeof(T));
     }
+  }
+}
+
+}  // namespace internal
+
+// out[i, :] = rows[ids[i], :], or zeros where ids[i] is -1; `channels` values
+// of each row, whose starts lie `stride` values apart.
+template <typename T>
+inline void GatherRows(const T* rows, int64_t stride, int64_t channels,
+                       const int32_t* ids, int64_t count, T* out) {
+  const auto gather = [&](auto channels) {
+    internal::GatherRows(rows, stride, channels, ids, count, out);
+  };
+  switch (channels) {
+    case 1:
+      return gather(std::integral_constant<int64_t, 1>());
+    case 2:
+      return gather(std::integral_constant<int64_t, 2>());
+    case 4:
+      return gather(std::integral_constant<int64_t, 4>());
+    case 8:
+      return gather(std::integral_constant<int64_t, 8>());
+    default:
+      return gather(channels);
   }
 }
 
