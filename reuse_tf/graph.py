@@ -684,7 +684,9 @@ def _arithmetic(kind):
         elif kind == "multiply":
             function = _affine(constant, 0)
         else:
-            _require(kind == "divide" and first, "of its arguments")
+            _require(
+                kind == "divide" and first and constant != 0, "of its arguments"
+            )
             function = _affine(1 / constant, 0)
         return _apply(call, value, function, single=True)
 
@@ -784,7 +786,7 @@ def compile_model(model, shape):
         ValueError: If the model or a layer is not supported.
     """
     check_model(model)
-    layer = keras.layers.InputLayer(shape)
+    layer = keras.layers.InputLayer(shape, dtype=model.inputs[0].dtype)
     frames = Node("frames", [], (), tuple(shape), layer)
     trace = []
     outputs = _walk(model, [_Value(frames, tuple(shape))], trace)
@@ -845,21 +847,20 @@ def _walk(model, inputs, trace):
         arguments = keras.tree.map_structure(
             lambda a: values.get(id(a), a), call.positional
         )
-        outputs = _of_layer(
-            _Call(call.layer, given, arguments), call.arguments, trace
-        )
+        outputs = _of_layer(_Call(call.layer, given, arguments), call, trace)
         values.update(
             (id(t), v) for t, v in zip(call.outputs, outputs, strict=True)
         )
     return [values[id(tensor)] for tensor in model.outputs]
 
 
-def _of_layer(call, keywords, trace):
-    """The values of a layer's outputs."""
+def _of_layer(call, symbolic, trace):
+    """The values of a layer's outputs, in the place of symbolic ones."""
     layer = call.layer
     try:
         _require(
-            not keywords.get("training"), "it is called with training=True"
+            not symbolic.arguments.get("training"),
+            "it is called with training=True",
         )
         _require("call" not in vars(layer), "its `call` was replaced")
         if isinstance(layer, keras.Model):
@@ -877,6 +878,7 @@ def _of_layer(call, keywords, trace):
             getattr(layer, "data_format", None) != "channels_first",
             "it is channels_first",
         )
+        _check_floats(call, symbolic, handler)
         value = handler(call)
         same = any(value.node is given.node for given in call.values)
         trace.append((layer, None if same else value))
@@ -904,6 +906,29 @@ def _in_order(outputs):
             stack += reversed(missing)
     # The frames stand first, whatever looks at weights before.
     return sorted(order, key=lambda node: node.kind != "frames")
+
+
+def _check_floats(call, symbolic, handler):
+    """Refuses what Keras computes in integers, which wrap around."""
+    if handler in (_identity, _flatten, _reshape):
+        return
+    kinds = {tensor.dtype for tensor in symbolic.outputs}
+    # Of operations that is what they give. Layers say float32, and compute what
+    # they are given, unless they convert it.
+    if isinstance(call.layer, keras.Layer) and handler not in (
+        _rescaling,
+        _normalization,
+    ):
+        kinds |= {
+            value.node.layer.dtype
+            for value in call.values
+            if value.node.kind == "frames" and not value.node.functions
+        }
+    _require(
+        kinds == {"float32"},
+        f"it computes {', '.join(kinds - {'float32'})}: a Rescaling layer "
+        "before it would convert",
+    )
 
 
 # -- Passes, from nodes to nodes ---------------------------------------------

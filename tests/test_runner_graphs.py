@@ -4,6 +4,8 @@ Each kind of layer by itself, networks as people build them, and random graphs:
 joins of joins, shared layers, branches of different strides, outputs inside.
 """
 
+import threading
+
 import graphs
 import keras
 import numpy as np
@@ -362,6 +364,61 @@ def test_sizes_of_any_kind():
     for bad in ((1, 7, 6, 2), (7, 6, 3)):
         with pytest.raises(ValueError, match="Expected `frames`"):
             runner.step(np.zeros(bad, np.float32))
+
+
+def test_frames_of_any_size_from_several_threads():
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, L.Conv2D(3, 3, padding="same")(inputs))
+    videos = [short_video((size, size + 1, 2)) for size in (4, 9, 6)]
+    wants = [Runner(model).step(video) for video in videos]
+    runner = Runner(model)
+    errors = []
+
+    def play(video, want):
+        try:
+            for _ in range(20):
+                np.testing.assert_allclose(runner.step(video), want, atol=1e-5)
+                runner.step(video, copy=False)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=play, args=case)
+        for case in zip(videos, wants, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x * 2,
+        lambda x: L.Add()([x, x]),
+        lambda x: L.Concatenate()([x, x]),
+        lambda x: x * 2.0 / 0.0,
+        lambda x: 2.0 / L.ReLU()(x * 1.0),
+        lambda x: keras.ops.maximum(x * 1.0, 0.5),
+        lambda x: x * np.ones(3, np.float32),
+    ],
+)
+def test_what_would_be_other_numbers_is_refused(make):
+    inputs = keras.Input((5, 4, 3), dtype="uint8")
+    with pytest.raises(ValueError, match="Runner does not support layer"):
+        Runner(keras.Model(inputs, make(inputs)))
+
+
+def test_bytes_that_become_floats():
+    inputs = keras.Input((5, 4, 3), dtype="uint8")
+    x = L.Dropout(0.5)(L.Reshape((5, 4, 3))(inputs)) / 255.0
+    model = keras.Model(inputs, L.Conv2D(2, 3)(x))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
+    np.testing.assert_allclose(
+        Runner(model).step(frames), model(frames), 1e-4, 1e-5
+    )
 
 
 # -- Random graphs -----------------------------------------------------------
