@@ -11,7 +11,7 @@ import keras
 
 
 class Activation(NamedTuple):
-    """An activation as the ops name it (`kernels/activations.h`).
+    """An activation as the ops name it (`kernels/activations.inc`).
 
     Attributes:
         name: What the ops call it.

@@ -1,6 +1,7 @@
 #include "custom_ops/kernels/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -113,6 +114,19 @@ const InstructionSet& ActiveInstructionSet() {
     return *InstructionSets().front();
   }();
   return active;
+}
+
+bool Activation::Make(const std::string& name,
+                      const std::vector<float>& arguments,
+                      Activation* activation, const InstructionSet& set) {
+  for (int i = 0; i < set.activation_count; ++i) {
+    const Form& form = set.activations[i];
+    if (name != form.name || arguments.size() != form.arguments) continue;
+    activation->form_ = name == "linear" ? nullptr : &form;
+    activation->arguments_ = arguments;
+    return true;
+  }
+  return false;
 }
 
 void InstructionSet::Pack(const float* b, int64_t stride, int64_t depth,

@@ -10,13 +10,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "custom_ops/kernels/activations.h"
 #include "custom_ops/kernels/parallel.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/window.h"
 
 namespace reuse_tf {
 
-// The innermost loops (simd.inc) as compiled for one instruction set.
+// The innermost loops (simd.inc, activations.inc) as compiled for one
+// instruction set.
 struct InstructionSet {
   static constexpr int kMaxRows = 12, kMaxVectors = 3;
   using Strip = void (*)(const float* a, int64_t stride, int64_t step,
@@ -33,6 +35,8 @@ struct InstructionSet {
   void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
   void (*add_product)(const float* a, const float* b, int64_t depth,
                       int64_t columns, float* out);
+  const Activation::Form* activations;
+  int activation_count;
 
   // `columns` rounded up to whole vectors: the width of panels side by side.
   int64_t Padded(int64_t columns) const {

@@ -124,7 +124,7 @@ inline double Activate(const std::string& name, const std::vector<float>& a,
   }
   if (name == "hard_shrink") return v > a[0] || v < -a[0] ? v : 0;
   if (name == "threshold") return v > a[0] ? v : a[1];
-  if (name == "gelu") return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+  if (name == "gelu") return 0.5 * v * std::erfc(-v / std::sqrt(2.0));
   if (name == "tanh_gelu") {
     return 0.5 * v *
            (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) *
