@@ -132,7 +132,7 @@ class DenseSum {
   void Resize(int64_t streams, std::vector<float>* trees) const {
     trees->resize(
         Product({streams, nodes(), units_}),
-        fold_ == Fold::kSum ? 0 : std::numeric_limits<float>::lowest());
+        fold_ == Fold::kSum ? 0 : -std::numeric_limits<float>::infinity());
   }
 
   // Computes leaves of trees [streams, nodes, units], the products of their

@@ -16,9 +16,12 @@
 #include "custom_ops/kernels/changed.h"
 #include "custom_ops/kernels/dense_sum.h"
 #include "custom_ops/kernels/float_mode.h"
+#include "custom_ops/kernels/group_norm.h"
 #include "custom_ops/kernels/intern.h"
+#include "custom_ops/kernels/join.h"
 #include "custom_ops/kernels/matmul.h"
 #include "custom_ops/kernels/parallel.h"
+#include "custom_ops/kernels/pool.h"
 #include "custom_ops/kernels/reference.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/rows.h"
@@ -403,6 +406,139 @@ void TestRowOps() {
   }
 }
 
+bool Close(float got, double want) {
+  if (std::isnan(want)) return std::isnan(got);
+  return got == want || std::fabs(got - want) <= 2e-6 * (1 + std::fabs(want));
+}
+
+void TestRowNormalization() {
+  Random random(16);
+  for (int i = 0; i < 100; ++i) {
+    const int64_t size = random.Int(1, 40);
+    const std::vector<float> x = random.Floats(size);
+    RowOp op;
+    op.kind = RowOp::kLayerNorm;
+    op.epsilon = random.Pick({1e-3f, 0.5f});
+    op.scale = random.Floats(size);
+    op.offset = random.Floats(size);
+    std::vector<float> got = x;
+    op.Apply(got.data(), size);
+    const std::vector<double> want =
+        reference::Normalize({x.begin(), x.end()}, op.epsilon);
+    for (int64_t c = 0; c < size; ++c) {
+      CHECK(Close(got[c], want[c] * op.scale[c] + op.offset[c]));
+    }
+    op.kind = RowOp::kPRelu;
+    got = x;
+    op.Apply(got.data(), size);
+    for (int64_t c = 0; c < size; ++c) {
+      CHECK(got[c] == (x[c] > 0 ? x[c] : x[c] * op.scale[c]));
+    }
+  }
+}
+
+void TestGroupNorm() {
+  Random random(17);
+  for (int i = 0; i < 60; ++i) {
+    const int64_t groups = random.Int(1, 5), width = random.Int(1, 9);
+    const int64_t positions = random.Int(1, 12), channels = groups * width;
+    const std::vector<float> rows = random.Floats(positions * channels);
+    // Positions share rows.
+    std::vector<int32_t> ids(positions);
+    for (int32_t& id : ids) id = random.Int(0, positions - 1);
+    const float epsilon = random.Pick({1e-3f, 0.5f});
+    std::vector<float> got(positions * channels + 1, 77.f);
+    GroupNorm([&](int64_t p) { return rows.data() + ids[p] * channels; },
+              positions, channels, groups, epsilon, got.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      std::vector<double> values;
+      for (const int32_t id : ids) {
+        const float* row = rows.data() + id * channels + g * width;
+        values.insert(values.end(), row, row + width);
+      }
+      const std::vector<double> want = reference::Normalize(values, epsilon);
+      for (int64_t k = 0; k < positions * width; ++k) {
+        CHECK(
+            Close(got[k / width * channels + g * width + k % width], want[k]));
+      }
+    }
+    CHECK(got.back() == 77.f);
+  }
+}
+
+void TestJoins() {
+  Random random(18);
+  for (int i = 0; i < 400; ++i) {
+    const auto kind = static_cast<JoinKind>(i % 8);
+    const bool two = kind == JoinKind::kSubtract || kind == JoinKind::kPRelu;
+    const bool concatenate = kind == JoinKind::kConcatenate;
+    const int64_t count = two ? 2 : random.Int(2, 4);
+    int64_t channels = random.Int(1, 40);
+    std::vector<std::vector<float>> tables;
+    std::vector<JoinInput> inputs;
+    std::vector<int32_t> patch;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t size = concatenate         ? random.Int(1, 20)
+                           : random.Chance(25) ? 1
+                                               : channels;
+      const int64_t rows = random.Int(1, 5);
+      tables.push_back(random.Floats(rows * size));
+      if (random.Chance(10)) tables.back()[0] = NAN;
+      patch.push_back(random.Int(0, rows - 1));
+      inputs.push_back({nullptr, size});
+    }
+    std::vector<double> want;
+    if (concatenate) channels = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      inputs[k].rows = tables[k].data();
+      if (!concatenate) continue;
+      const float* row = tables[k].data() + patch[k] * inputs[k].channels;
+      want.insert(want.end(), row, row + inputs[k].channels);
+      channels += inputs[k].channels;
+    }
+    for (int64_t c = 0; c < channels && !concatenate; ++c) {
+      std::vector<double> values;
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t size = inputs[k].channels;
+        values.push_back(tables[k][patch[k] * size + (size > 1 ? c : 0)]);
+      }
+      want.push_back(reference::Join(kind, values));
+    }
+    std::vector<float> got(channels + 1, 77.f);
+    JoinRows(kind, inputs.data(), count, patch.data(), channels, got.data());
+    for (int64_t c = 0; c < channels; ++c) CHECK(Close(got[c], want[c]));
+    CHECK(got[channels] == 77.f);
+  }
+}
+
+void TestPooling() {
+  Random random(19);
+  for (int i = 0; i < 300; ++i) {
+    const auto kind = static_cast<Pooling>(i % 3);
+    const int64_t channels = random.Int(1, 20), taps = random.Int(1, 9);
+    const int64_t rows_count = random.Int(1, 6), count = random.Int(1, 4);
+    std::vector<float> rows = random.Floats(rows_count * channels);
+    if (random.Chance(20)) rows[0] = random.Pick({NAN, INFINITY, -INFINITY});
+    std::vector<int32_t> patches(count * taps);
+    const int64_t percent = random.Pick<int64_t>({0, 40, 90});
+    for (int32_t& id : patches) {
+      id = random.Chance(percent) ? -1 : random.Int(0, rows_count - 1);
+    }
+    std::vector<float> got(count * channels + 1, 77.f);
+    PoolPatches(kind, rows.data(), channels, patches.data(), taps, count,
+                got.data());
+    for (int64_t k = 0; k < count * channels; ++k) {
+      std::vector<double> values;
+      for (int64_t t = 0; t < taps; ++t) {
+        const int32_t id = patches[k / channels * taps + t];
+        if (id >= 0) values.push_back(rows[id * channels + k % channels]);
+      }
+      CHECK(Close(got[k], reference::Pool(kind, values)));
+    }
+    CHECK(got.back() == 77.f);
+  }
+}
+
 // The product alone: panels of every width, strips of every height.
 void TestMultiply(const InstructionSet& set) {
   Random random(2);
@@ -686,6 +822,50 @@ void TestSumTree(const InstructionSet& set) {
       for (int64_t leaf = 0; leaf < count; ++leaf) {
         if (!random.Chance(percent)) continue;
         changed[leaf / 64] |= uint64_t{1} << (leaf % 64);
+      }
+    }
+  }
+}
+
+// Maxima, of leaves at some of the nodes only.
+void TestMaxTree(const InstructionSet& set) {
+  Random random(20);
+  for (int i = 0; i < 60; ++i) {
+    const int64_t leaves = random.Int(1, 200), units = random.Int(1, 20);
+    const int64_t nodes = leaves + random.Int(0, 60), streams = 2;
+    std::vector<int32_t> order(nodes);
+    std::iota(order.begin(), order.end(), 0);
+    random.Shuffle(&order);
+    order.resize(leaves);
+    const DenseSum sum(leaves * units, units, units, order, nodes, Fold::kMax);
+    const int64_t size = sum.nodes() * units;
+    std::vector<float> now(streams * leaves * units);
+    std::vector<float> seen(now.size()), trees;
+    sum.Resize(streams, &trees);
+    CHECK(static_cast<int64_t>(trees.size()) == streams * size);
+    for (int frame = 0; frame < 3; ++frame) {
+      // Down as well as up; nothing but -infinity.
+      const int64_t percent = frame == 1 ? 3 : 100;
+      for (float& value : now) {
+        if (!random.Chance(percent)) continue;
+        value = frame == 2 ? -INFINITY : random.Float() - 5;
+      }
+      std::vector<LeafChange> changes;
+      ChangedLeaves(now.data(), streams, leaves * units, units, frame == 0,
+                    Serial, seen.data(), &changes);
+      const auto row_of = [&](const LeafChange& change) {
+        return seen.data() + (change.stream * leaves + change.leaf) * units;
+      };
+      sum.CopyLeaves(changes, row_of, trees.data());
+      sum.UpdateSums(changes, streams, set, trees.data());
+      for (int64_t n = 0; n < streams; ++n) {
+        for (int64_t u = 0; u < units; ++u) {
+          float want = -INFINITY;
+          for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+            want = std::max(want, now[(n * leaves + leaf) * units + u]);
+          }
+          CHECK(trees[(n + 1) * size - units + u] == want);
+        }
       }
     }
   }
@@ -1000,6 +1180,10 @@ int Main() {
   TestRows<uint8_t>(22);
   TestFlushDenormals();
   TestRowOps();
+  TestRowNormalization();
+  TestGroupNorm();
+  TestJoins();
+  TestPooling();
   TestInterning();
   std::string names;
   for (const InstructionSet* set : InstructionSets()) {
@@ -1017,6 +1201,7 @@ int Main() {
     TestAddProduct(*set);
     TestConvolution(*set);
     TestSumTree(*set);
+    TestMaxTree(*set);
     TestSumOfRows(*set);
     TestSpecialValues(*set);
     TestSpecialValuesInGroups(*set);

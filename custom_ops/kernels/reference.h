@@ -3,11 +3,16 @@
 #ifndef REUSE_TF_KERNELS_REFERENCE_H_
 #define REUSE_TF_KERNELS_REFERENCE_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <string>
 #include <vector>
 
+#include "custom_ops/kernels/join.h"
+#include "custom_ops/kernels/pool.h"
 #include "custom_ops/kernels/row_ops.h"
 #include "custom_ops/kernels/window.h"
 
@@ -162,6 +167,50 @@ inline Sum Convolve(const float* rows, const int32_t* patch, int64_t taps,
   }
   if (bias != nullptr) sum.Add(bias[filter]);
   return sum;
+}
+
+// One value of a join, of one value of each input. None for a concatenation.
+inline double Join(JoinKind kind, const std::vector<double>& values) {
+  double result = values[0];
+  for (size_t i = 1; i < values.size(); ++i) {
+    const double v = values[i];
+    if (kind == JoinKind::kAdd || kind == JoinKind::kAverage) result += v;
+    if (kind == JoinKind::kSubtract) result -= v;
+    if (kind == JoinKind::kMultiply) result *= v;
+    if (kind == JoinKind::kPRelu) result = result > 0 ? result : v * result;
+    const bool unordered = std::isnan(result) || std::isnan(v);
+    if (kind == JoinKind::kMaximum) {
+      result = unordered ? NAN : std::max(result, v);
+    }
+    if (kind == JoinKind::kMinimum) {
+      result = unordered ? NAN : std::min(result, v);
+    }
+  }
+  return kind == JoinKind::kAverage ? result / values.size() : result;
+}
+
+// One value of a pooling, of the values inside of its window.
+inline double Pool(Pooling kind, const std::vector<double>& values) {
+  double sum = 0, top = std::numeric_limits<float>::lowest();
+  for (const double v : values) {
+    sum += v;
+    if (v > top) top = v;
+  }
+  return kind == Pooling::kMax   ? top
+         : kind == Pooling::kSum ? sum
+                                 : sum / values.size();
+}
+
+// (x - mean) / sqrt(variance + epsilon).
+inline std::vector<double> Normalize(std::vector<double> values,
+                                     double epsilon) {
+  double mean = 0, variance = 0;
+  for (const double v : values) mean += v / values.size();
+  for (const double v : values) {
+    variance += (v - mean) * (v - mean) / values.size();
+  }
+  for (double& v : values) v = (v - mean) / std::sqrt(variance + epsilon);
+  return values;
 }
 
 }  // namespace reference

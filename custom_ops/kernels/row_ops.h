@@ -56,11 +56,23 @@ struct RowOp {
     }
   }
   void Normalize(float* x, int64_t n) const {
-    double mean = 0, variance = 0;
-    for (int64_t i = 0; i < n; ++i) mean += x[i];
-    mean /= n;
-    for (int64_t i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean);
-    const double factor = 1 / std::sqrt(variance / n + epsilon);
+    // As many sums side by side as the processor adds at once.
+    const auto sum = [&](const auto& f) {
+      constexpr int64_t kSums = 8;
+      double sums[kSums] = {};
+      int64_t i = 0;
+      for (; i + kSums <= n; i += kSums) {
+        for (int64_t k = 0; k < kSums; ++k) sums[k] += f(x[i + k]);
+      }
+      double total = 0;
+      for (; i < n; ++i) total += f(x[i]);
+      for (const double part : sums) total += part;
+      return total;
+    };
+    const double mean = sum([](double v) { return v; }) / n;
+    const double variance =
+        sum([mean](double v) { return (v - mean) * (v - mean); }) / n;
+    const double factor = 1 / std::sqrt(variance + epsilon);
     for (int64_t i = 0; i < n; ++i) {
       x[i] = static_cast<float>((x[i] - mean) * factor);
     }
