@@ -38,7 +38,9 @@ def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
-        from reuse_tf import files, play, process, record, training
+        from reuse_tf import files, process
+        from reuse_tf.learning import training
+        from reuse_tf.playing import play, record
     try:
         run = {}
         if CHECKPOINT.value is not None:

@@ -60,7 +60,9 @@ def main(_):
     """Trains and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
-        from reuse_tf import atari, files, run_directory, training
+        from reuse_tf import atari, files
+        from reuse_tf.learning import training
+        from reuse_tf.policies import run_directory
     path = RUN_DIR.value
     try:
         values = _values(

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 from catch import Catch
 
-from reuse_tf import policy, training
 from reuse_tf.benchmark import layer
-from reuse_tf.run_directory import newest_policy
+from reuse_tf.learning import training
+from reuse_tf.policies import policy
+from reuse_tf.policies.run_directory import newest_policy
 
 
 def built():

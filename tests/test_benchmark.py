@@ -27,7 +27,7 @@ from reuse_tf.benchmark import (
 )
 from reuse_tf.benchmark.frames import SIDES, cyclic_frames
 from reuse_tf.layers import IncrementalConv2D
-from reuse_tf.policy import build_policy
+from reuse_tf.policies.policy import build_policy
 
 
 @pytest.fixture(autouse=True)

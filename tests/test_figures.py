@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_files import full_disk
 
-from reuse_tf import figures
+from reuse_tf.benchmark import __main__ as program
+from reuse_tf.benchmark import figures
 
 GAMES = ("Alien", "Pong", "Seaquest")
 # The paper's heatmaps: a mode, a downsampling, filters.
@@ -263,7 +264,7 @@ def test_the_layer(tmp_path):
 def test_the_program(tmp_path, capsys):
     path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
     out = tmp_path / "new" / "figures"
-    figures.main(["figures", f"--csv={path}", f"--out={out}"])
+    program.main(["benchmark", "figures", f"--csv={path}", f"--out={out}"])
     written = capsys.readouterr().out.split()
     assert len(written) == 3
     for name in written:
@@ -272,15 +273,20 @@ def test_the_program(tmp_path, capsys):
 
 def test_figures_are_written_before_anything_is_printed(tmp_path, monkeypatch):
     path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
-    command = ["figures", f"--csv={path}", f"--out={tmp_path / 'figures'}"]
+    command = [
+        "benchmark",
+        "figures",
+        f"--csv={path}",
+        f"--out={tmp_path / 'figures'}",
+    ]
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as failure:
-            figures.main(command)
+            program.main(command)
     message = failure.value.code
     assert message == (
-        "reuse_tf.figures: cannot write to the standard output: No space left "
-        "on device"
+        "reuse_tf.benchmark: cannot write to the standard output: No space "
+        "left on device"
     )
     pictures = sorted((tmp_path / "figures").iterdir())
     assert len(pictures) == 3
@@ -290,7 +296,7 @@ def test_figures_are_written_before_anything_is_printed(tmp_path, monkeypatch):
     # And stay whole if they cannot be written again.
     monkeypatch.undo()
     with full_disk(1000), pytest.raises(SystemExit) as failure:
-        figures.main(command)
+        program.main(command)
     assert failure.value.code.endswith(".png': File too large")
     assert [picture.read_bytes() for picture in pictures] == before
     assert sorted((tmp_path / "figures").iterdir()) == pictures
@@ -315,9 +321,11 @@ def test_damaged_measurements_are_one_clear_line(change, named, tmp_path):
         rows[0] |= change
     path = write(tmp_path / "infer.csv", rows)
     with pytest.raises(SystemExit) as failure:
-        figures.main(["figures", f"--csv={path}", f"--out={tmp_path}"])
+        program.main(
+            ["benchmark", "figures", f"--csv={path}", f"--out={tmp_path}"]
+        )
     message = failure.value.code
-    assert message.startswith(f"reuse_tf.figures: Expected {path} to have ")
+    assert message.startswith(f"reuse_tf.benchmark: Expected {path} to have ")
     assert named in message and "\n" not in message
 
 
@@ -346,9 +354,9 @@ def test_a_bad_argument_is_one_clear_line(
         pathlib.Path(header).read_text().splitlines()[0] + "\n"
     )
     with pytest.raises(SystemExit) as failure:
-        figures.main(["figures", argument])
+        program.main(["benchmark", "figures", argument])
     message = failure.value.code
-    assert message.startswith("reuse_tf.figures: ") and "\n" not in message
+    assert message.startswith("reuse_tf.benchmark: ") and "\n" not in message
     assert named in message
 
 

@@ -98,7 +98,7 @@ def random_loss(rng, outputs_shape):
 
 
 def policy(shape=(12, 10, 1), units=3, filters=(4, 6)):
-    return reuse_tf.policy.build_policy(shape, units, filters)
+    return reuse_tf.policies.build_policy(shape, units, filters)
 
 
 class TestChains:

@@ -20,8 +20,8 @@ from test_files import full_disk
 
 import infer as program_infer
 from reuse_tf import atari
-from reuse_tf.play import Summary, play, prepare
-from reuse_tf.policy import build_policy
+from reuse_tf.playing.play import Summary, play, prepare
+from reuse_tf.policies.policy import build_policy
 
 INFER = pathlib.Path(__file__).parents[1] / "infer.py"
 SMALL = ["--filters=4,8", "--downsample=4"]

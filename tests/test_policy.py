@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.policy import build_policy, load_policy, sample
+from reuse_tf.policies import build_policy, load_policy, sample
 
 SHAPE, ACTIONS = (20, 16, 1), 6
 

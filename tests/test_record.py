@@ -8,10 +8,10 @@ from hypothesis import strategies
 from PIL import Image
 
 from reuse_tf import atari
-from reuse_tf.changes import Changes
-from reuse_tf.play import play
-from reuse_tf.policy import build_policy
-from reuse_tf.record import Recorder, _receptive_field
+from reuse_tf.playing.changes import Changes
+from reuse_tf.playing.play import play
+from reuse_tf.playing.record import Recorder, _receptive_field
+from reuse_tf.policies.policy import build_policy
 
 
 @hypothesis.given(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from reuse_tf import reinforce
-from reuse_tf.policy import build_policy
+from reuse_tf.learning import reinforce
+from reuse_tf.policies.policy import build_policy
 from reuse_tf.runner import Runner
 
 SHAPE, NUM_ACTIONS = (6, 5, 2), 3

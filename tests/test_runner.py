@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reuse_tf
-import reuse_tf.policy
+import reuse_tf.policies
 from reuse_tf import LayerStats, Runner, atari
 from reuse_tf.convert import plain
 
@@ -106,7 +106,7 @@ def recordings():
 @pytest.fixture(scope="module")
 def game_policy(recordings):
     keras.utils.set_random_seed(1)
-    return reuse_tf.policy.build_policy(recordings[0].shape[1:], 6, (6, 10))
+    return reuse_tf.policies.build_policy(recordings[0].shape[1:], 6, (6, 10))
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,11 @@ from test_files import full_disk
 
 import infer
 import train as program_train
-from reuse_tf import policy, run_directory, training
-from reuse_tf.policy import load_policy
-from reuse_tf.run_directory import RunDirectory, newest_policy
-from reuse_tf.training import Settings, train
+from reuse_tf.learning import training
+from reuse_tf.learning.training import Settings, train
+from reuse_tf.policies import policy, run_directory
+from reuse_tf.policies.policy import load_policy
+from reuse_tf.policies.run_directory import RunDirectory, newest_policy
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ["--game=Breakout", "--filters=2", "--downsample=4"]

@@ -9,13 +9,14 @@ import sys
 from absl import flags
 
 from reuse_tf import process
-from reuse_tf.benchmark import infer, layer, statistics, train
+from reuse_tf.benchmark import figures, infer, layer, statistics, train
 
 COMMANDS = {
     "infer": infer,
     "train": train,
     "layer": layer,
     "statistics": statistics,
+    "figures": figures,
 }
 
 

@@ -13,8 +13,8 @@ import io
 
 from absl import flags
 
-from reuse_tf import play
 from reuse_tf.benchmark import grid, memory, replay, report
+from reuse_tf.playing import play
 
 FLAGS = flags.FlagValues()
 GRID = grid.Grid(FLAGS)

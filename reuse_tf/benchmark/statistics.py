@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from reuse_tf.benchmark import grid, replay, report
-from reuse_tf.changes import Changes
+from reuse_tf.playing.changes import Changes
 
 # The columns, and what they are.
 PARTS = {

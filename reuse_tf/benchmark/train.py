@@ -19,8 +19,9 @@ import time
 import numpy as np
 from absl import flags
 
-from reuse_tf import atari, reinforce, training
+from reuse_tf import atari
 from reuse_tf.benchmark import grid, memory, replay, report
+from reuse_tf.learning import reinforce, training
 
 # Frames of the episode whose gradient is measured.
 EPISODE = 1500

@@ -10,7 +10,7 @@ import keras
 
 from reuse_tf.convert import convert, plain
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.run_directory import policies
+from reuse_tf.policies.run_directory import policies
 
 
 def build_policy(

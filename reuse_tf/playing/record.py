@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from reuse_tf.changes import Changes
+from reuse_tf.playing.changes import Changes
 
 # Steps that are shown, every how many-th, and for how long, in milliseconds.
 _STEPS, _EVERY, _DURATION = 300, 2, 80

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari, process
-from reuse_tf.policy import build_policy, load_policy, sample
+from reuse_tf.policies import build_policy, load_policy, sample
 from reuse_tf.runner import Runner, RunnerStats
 
 # Seconds between two updates of the progress bar.

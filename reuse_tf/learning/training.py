@@ -15,10 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import atari, files, process, reinforce, run_directory
-from reuse_tf.play import Summary, recomputed
-from reuse_tf.policy import build_policy, load_policy, sample
-from reuse_tf.run_directory import CURVE, POLICY, RunDirectory
+from reuse_tf import atari, files, process
+from reuse_tf.learning import reinforce
+from reuse_tf.playing.play import Summary, recomputed
+from reuse_tf.policies import build_policy, load_policy, run_directory, sample
+from reuse_tf.policies.run_directory import CURVE, POLICY, RunDirectory
 from reuse_tf.runner import Runner
 
 OPTIMIZERS = {

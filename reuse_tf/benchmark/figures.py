@@ -1,14 +1,13 @@
-"""Draws what was measured: `python -m reuse_tf.figures --csv=infer.csv ...`.
+"""Draws what was measured: `--csv=infer.csv ...`.
 
-The figures are made of the CSV files of `python -m reuse_tf.benchmark` alone,
-and of the seconds published with Khachatourian (2019), arXiv 1909.05632, which
-are in `benchmark/paper_seconds.csv`: means for 3000 steps, on a CPU.
+The figures are made of the CSV files of the other commands alone, and of the
+seconds published with Khachatourian (2019), arXiv 1909.05632, which are in
+`paper_seconds.csv`: means for 3000 steps, on a CPU.
 """
 
 import io
 import os
 import pathlib
-import sys
 
 import numpy as np
 import pandas
@@ -17,7 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from reuse_tf import files, process
+from reuse_tf import files
 
 # Seconds are shown for this many steps. What ran fewer is scaled, and marked.
 STEPS = 3000
@@ -42,7 +41,7 @@ _TEXTS = {
     "layer": ("change",),
     "statistics": ("game",),
 }
-_PAPER = pathlib.Path(__file__).with_name("benchmark") / "paper_seconds.csv"
+_PAPER = pathlib.Path(__file__).with_name("paper_seconds.csv")
 _PAPER_COLUMN = "the paper, reuse"
 _SETTING = ["mode", "downsample", "filters"]
 # Of the figures: inches, and pixels an inch, so that they are 830 pixels wide.
@@ -491,22 +490,8 @@ def _slug(setting):
     return f"{mode}_d{downsample}_{filters.replace(',', '-')}"
 
 
-def main(argv):
-    """Draws what the flags describe.
-
-    Args:
-        argv: The program and its flags.
-    """
-    process.run("reuse_tf.figures", lambda: _main(argv))
-
-
-def _main(argv):
-    if "--help" in argv or "-h" in argv:
-        print(f"{__doc__}\n{FLAGS.get_help()}")
-        return
-    _, *stray = FLAGS(argv)
-    if stray:
-        raise flags.Error(f"unexpected argument {stray[0]!r}")
+def main():
+    """Draws what the flags describe."""
     if not CSV.value:
         raise flags.Error("expected --csv, a file of measurements")
     if not OUT.value:
@@ -524,7 +509,3 @@ def _main(argv):
         raise ValueError("there is nothing to draw in the files")
     # Last, as they may be read by nobody.
     print(*paths, sep="\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv)

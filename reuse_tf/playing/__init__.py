@@ -1,0 +1,1 @@
+"""Playing a policy, and what it looks like."""
