@@ -13,11 +13,11 @@
 #include <utility>
 #include <vector>
 
-#include "custom_ops/kernels/float_mode.h"
-#include "custom_ops/kernels/parallel.h"
-#include "custom_ops/kernels/sizes.h"
-#include "custom_ops/kernels/structure.h"
-#include "custom_ops/kernels/window.h"
+#include "custom_ops/kernels/base/float_mode.h"
+#include "custom_ops/kernels/base/parallel.h"
+#include "custom_ops/kernels/base/sizes.h"
+#include "custom_ops/kernels/graph/structure.h"
+#include "custom_ops/kernels/patches/window.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"

@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include "custom_ops/kernels/episode.h"
-#include "custom_ops/kernels/gradients.h"
-#include "custom_ops/kernels/lazy_buffer.h"
-#include "custom_ops/kernels/pool.h"
+#include "custom_ops/kernels/arithmetic/pool.h"
+#include "custom_ops/kernels/base/lazy_buffer.h"
+#include "custom_ops/kernels/graph/episode.h"
+#include "custom_ops/kernels/graph/gradients.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/node_list.h"
 #include "custom_ops/ops/structure_outputs.h"

@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/dense_sum.h"
-#include "custom_ops/kernels/matmul.h"
-#include "custom_ops/kernels/rows.h"
+#include "custom_ops/kernels/arithmetic/dense_sum.h"
+#include "custom_ops/kernels/arithmetic/matmul.h"
+#include "custom_ops/kernels/arithmetic/rows.h"
+#include "custom_ops/kernels/patches/changed.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/held_weight.h"
 #include "tensorflow/core/framework/op.h"

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "custom_ops/kernels/matmul.h"
+#include "custom_ops/kernels/arithmetic/matmul.h"
 
 namespace reuse_tf {
 

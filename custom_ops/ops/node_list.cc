@@ -6,7 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "custom_ops/kernels/sizes.h"
+#include "custom_ops/kernels/base/sizes.h"
 
 namespace reuse_tf {
 namespace {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "custom_ops/kernels/graph.h"
+#include "custom_ops/kernels/graph/graph.h"
 
 namespace reuse_tf {
 

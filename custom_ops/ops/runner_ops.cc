@@ -5,7 +5,7 @@
 #include <mutex>
 #include <utility>
 
-#include "custom_ops/kernels/network.h"
+#include "custom_ops/kernels/graph/network.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/held_weight.h"
 #include "custom_ops/ops/node_list.h"

@@ -1,8 +1,8 @@
 // SparseGather, SparseScatter and ChangedPositions: the stateless parts of an
 // incremental layer, as ops of their own.
 
-#include "custom_ops/kernels/changed.h"
-#include "custom_ops/kernels/rows.h"
+#include "custom_ops/kernels/arithmetic/rows.h"
+#include "custom_ops/kernels/patches/changed.h"
 #include "custom_ops/ops/common.h"
 #include "tensorflow/core/framework/op.h"
 

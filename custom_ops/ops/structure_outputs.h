@@ -7,8 +7,8 @@
 #include <cstring>
 #include <vector>
 
-#include "custom_ops/kernels/episode.h"
-#include "custom_ops/kernels/structure.h"
+#include "custom_ops/kernels/graph/episode.h"
+#include "custom_ops/kernels/graph/structure.h"
 #include "custom_ops/ops/common.h"
 
 namespace reuse_tf {

@@ -1,0 +1,82 @@
+// Tests of parallel loops and of the floats' mode.
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "custom_ops/kernels/base/float_mode.h"
+#include "custom_ops/kernels/base/parallel.h"
+#include "custom_ops/kernels/testing/testing.h"
+
+namespace reuse_tf {
+namespace {
+
+// Denormals are zero while the mode lasts, and no longer.
+void TestFlushDenormals() {
+  volatile float small = 1e-30f, tiny = 1e-40f, scale = 1e-10f;
+  CHECK(small * scale != 0 && tiny * 1e5f != 0);
+  {
+    const FlushDenormals outer;
+    CHECK(small * scale == 0 && tiny * 1e5f == 0);
+    {
+      const FlushDenormals inner;
+    }
+    CHECK(small * scale == 0);
+  }
+  CHECK(small * scale != 0 && tiny * 1e5f != 0);
+}
+
+// Every range once; what a body throws comes out, when all have ended.
+void TestShareWork() {
+  Random random(10);
+  for (int i = 0; i < 300; ++i) {
+    const int64_t total = random.Int(1, 50), ranges = random.Int(1, total);
+    const int64_t bad = random.Chance(50) ? random.Int(0, total - 1) : -1;
+    std::vector<std::atomic<int>> called(total);
+    std::atomic<int> running{0};
+    std::vector<std::thread> threads;
+    std::vector<std::function<void()>> late;
+    bool threw = false;
+    try {
+      ShareWork(
+          total, ranges, 3,
+          [&](std::function<void()> work) {
+            if (threads.size() == 1 && i % 3 == 0) throw std::bad_alloc();
+            if (i % 2 == 0) threads.emplace_back(work);
+            late.push_back(work);
+          },
+          [&](int64_t begin, int64_t end) {
+            ++running;
+            for (int64_t k = begin; k < end; ++k) ++called[k];
+            if (begin <= bad && bad < end) {
+              --running;
+              throw std::length_error("bad");
+            }
+            --running;
+          });
+    } catch (const std::length_error&) {
+      threw = true;
+    }
+    CHECK(running == 0);
+    CHECK(threw == (bad >= 0));
+    for (const auto& work : late) work();
+    for (std::thread& thread : threads) thread.join();
+    for (const auto& count : called) CHECK(count == 1 || (threw && count == 0));
+  }
+}
+
+int Main() {
+  TestFlushDenormals();
+  TestShareWork();
+  return Report();
+}
+
+}  // namespace
+}  // namespace reuse_tf
+
+int main() { return reuse_tf::Main(); }
