@@ -222,6 +222,13 @@ def _positive(value):
     return value if 0 < value < 2**31 else None
 
 
+def take_frames(frames, *structure, nodes):
+    """The parts of a structure that some frames show; see `Structure.take`."""
+    return _ops.reuse_tf_take_frames(
+        _ids("frames", frames), *structure, nodes=nodes
+    )
+
+
 def new_runner_state(nodes, handles, reuse, max_rows):
     """Makes the state of a runner; see node_list.h.
 
@@ -346,7 +353,8 @@ def _no_gradient(op_name, what):
         )
 
 
-_no_gradient("VideoStructure", "gradient with respect to frames")
+for _name in "VideoStructure", "TakeFrames":
+    _no_gradient(_name, "gradient with respect to frames")
 for _name in "PatchProductGrad", "PatchPoolGrad", "ContentProductGrad":
     _no_gradient(_name, "second derivative")
 

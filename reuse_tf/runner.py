@@ -97,6 +97,7 @@ class Structure(NamedTuple):
         states: For each vector that is merged into a map: by frame, in the
             order of `order`, the last one that changed it, int32 `[T]`.
         size: Height and width of the frames, int32 `[2]`.
+        nodes: The network, as the ops read it: a string.
     """
 
     pixels: tf.Tensor
@@ -105,6 +106,40 @@ class Structure(NamedTuple):
     shown: list
     states: list
     size: tf.Tensor
+    nodes: str
+
+    def take(self, frames):
+        """The structure of some of the frames, as of a minibatch.
+
+        Finds it without looking at pixels: it costs about as much as reading
+        the structure once. What none of the frames shows is left out, so that
+        passes over it cost what is distinct in these frames alone.
+
+        Args:
+            frames: Integers `[F]`, the frames' places in `order`: any of them,
+                in any order, and as often as wanted.
+
+        Returns:
+            A `Structure` whose outputs are those of these frames, `[F, ...]`.
+
+        Raises:
+            ValueError: If `frames` are no integers.
+            tf.errors.InvalidArgumentError: If there is no such frame, or
+                `frames` have another shape.
+        """
+        nodes = self.nodes
+        if tf.is_tensor(nodes):  # which a `tf.function` made of it
+            nodes = nodes.numpy().decode()
+        parts = ops.take_frames(
+            frames,
+            self.pixels,
+            self.order,
+            self.patches,
+            *[list(of_map) for of_map in zip(*self.shown, strict=True)],
+            self.states,
+            nodes=nodes.split("\n"),
+        )
+        return self._replace(**_parts(*parts))
 
 
 class Runner:
@@ -376,12 +411,10 @@ class Runner:
         """
         frames = _tensor(frames)
         graph = self._fit(frames.shape[1:]).graph
-        return _structure(
-            ops.video_structure(
-                frames, nodes=graph.lines(frames.dtype), **graph.counts
-            ),
-            graph,
+        parts = ops.video_structure(
+            frames, nodes=graph.lines(frames.dtype), **graph.counts
         )
+        return _structure(parts, graph, frames.dtype)
 
     def record(self, dtype=tf.uint8):
         """Has `step` leave the structure of its frames behind, from now on.
@@ -424,9 +457,8 @@ class Runner:
         if state is None:
             return None
         graph = state.fitted.graph
-        structure = _structure(
-            ops.runner_recording(state.handle, **graph.counts), graph
-        )
+        parts = ops.runner_recording(state.handle, **graph.counts)
+        structure = _structure(parts, graph, state.dtype)
         return structure if len(structure.order) else None
 
     def reset_state(self, streams=None):
@@ -509,6 +541,7 @@ class Runner:
             kind = tf.as_dtype(dtype)
             state = _State(
                 fitted,
+                kind,
                 *ops.new_runner_state(
                     fitted.graph.lines(kind),
                     [v.value.handle for v in fitted.graph.variables],
@@ -523,21 +556,24 @@ class Runner:
         return state
 
 
-def _structure(parts, graph):
+def _structure(parts, graph, dtype):
     """A structure of the outputs of an op."""
     return Structure(
-        parts.pixels,
-        parts.order,
-        list(parts.patches),
-        [
-            Shown(*of_map)
-            for of_map in zip(
-                parts.pairs, parts.contents, parts.runs, strict=True
-            )
-        ],
-        list(parts.states),
-        tf.constant(graph.frame_shape[:2]),
+        **_parts(*parts),
+        size=tf.constant(graph.frame_shape[:2]),
+        nodes="\n".join(graph.lines(dtype)),
     )
+
+
+def _parts(pixels, order, patches, pairs, contents, runs, states):
+    shown = zip(pairs, contents, runs, strict=True)
+    return {
+        "pixels": pixels,
+        "order": order,
+        "patches": list(patches),
+        "shown": [Shown(*of_map) for of_map in shown],
+        "states": list(states),
+    }
 
 
 class _Fitted:
@@ -555,8 +591,9 @@ class _Fitted:
 class _State:
     """A runner's network: its resource handle, and where it is."""
 
-    def __init__(self, fitted, handle, address):
+    def __init__(self, fitted, dtype, handle, address):
         self.fitted = fitted
+        self.dtype = dtype
         self.handle = handle
         self.address = address
 

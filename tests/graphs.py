@@ -105,6 +105,54 @@ def assert_gradient(runner, video, seed=0):
         )
 
 
+def assert_take(runner, video, seed=0):
+    """Compares some frames of a structure with the structure of some frames."""
+
+    def sizes(structure):
+        of_maps = [len(part) for m in structure.shown for part in m[:2]]
+        return [*map(len, structure.patches), *of_maps]
+
+    rng = np.random.default_rng(seed)
+    whole = runner.structure(video)
+    all_outputs = keras.tree.flatten(runner(whole))
+    count = len(video)
+    for frames in (
+        np.arange(count)[::-1],
+        rng.integers(0, count, rng.integers(1, 2 * count)),
+        np.sort(rng.permutation(count)[: count // 2 + 1]),
+        np.zeros(0, int),
+    ):
+        taken = whole.take(frames)
+        alone = runner.structure(video[frames])
+        # Vectors that are merged into maps are as many as changes of them, and
+        # of these some are between other frames.
+        if not taken.states:
+            assert sizes(taken) == sizes(alone)
+            assert len(taken.pixels) <= len(alone.pixels)
+        results = []
+        for structure in taken, alone, taken.take(np.arange(len(frames))):
+            with tf.GradientTape() as tape:
+                outputs = keras.tree.flatten(runner(structure))
+                loss = tf.add_n([tf.reduce_sum(x * x) for x in outputs])
+            results.append(
+                tape.gradient(loss, runner.model.trainable_variables)
+            )
+            for mine, everything in zip(outputs, all_outputs, strict=True):
+                np.testing.assert_allclose(
+                    mine, tf.gather(everything, frames), rtol=1e-5, atol=1e-6
+                )
+        largest = max(
+            (np.abs(x).max() for x in results[1] if x is not None), default=0
+        )
+        for mine, want, again in zip(*results, strict=True):
+            assert (mine is None) == (want is None) == (again is None)
+            if want is not None:
+                np.testing.assert_allclose(
+                    mine, want, rtol=1e-3, atol=1e-5 * (1 + largest)
+                )
+                assert_same_bits(mine, again)
+
+
 def short_video(shape, frames=6, seed=0):
     """Frames of few values, of which little changes, and one comes again."""
     rng = np.random.default_rng(seed)
@@ -326,4 +374,6 @@ def check_gradient(seed):
     """Compares the gradients of a random model for a short video."""
     model = random_graph(seed)
     video = short_video(model.input_shape[1:], 5, seed)
-    assert_gradient(Runner(model), video, seed)
+    runner = Runner(model)
+    assert_gradient(runner, video, seed)
+    assert_take(runner, video, seed)

@@ -494,3 +494,95 @@ class TestRecordings:
     def test_bad_dtype(self):
         with pytest.raises(ValueError, match="uint8 or float32"):
             Runner(policy()).record("int64")
+
+
+class TestTaking:
+    """Some frames of a structure."""
+
+    def runner_and_video(self):
+        video = random_video(np.random.default_rng(0), 7, (12, 10, 1), "uint8")
+        return Runner(policy()), video
+
+    @pytest.mark.parametrize(
+        "frames",
+        [
+            [2, 0, 0, 5],
+            np.array([6], np.uint8),
+            np.arange(7)[::-1],
+            tf.constant([1, 3], tf.int64),
+            [],
+        ],
+    )
+    def test_the_outputs_are_those_of_the_frames(self, frames):
+        runner, video = self.runner_and_video()
+        structure = runner.structure(video).take(frames)
+        want = runner(video[np.asarray(frames, int)])
+        np.testing.assert_allclose(runner(structure), want, rtol=1e-5)
+
+    def test_of_what_was_recorded_of_several_streams(self):
+        runner, video = self.runner_and_video()
+        runner.record()
+        for frame in video:
+            runner.step(np.stack([frame, video[0]]))
+        taken = runner.recorded().take([5, 2, 12])
+        # Places are those of the steps: frame 2 of stream 1, and so on.
+        want = runner(video[[0, 1, 6]])
+        np.testing.assert_allclose(runner(taken), want, rtol=1e-5)
+
+    def test_in_a_function(self):
+        runner, video = self.runner_and_video()
+        structure = runner.structure(video)
+
+        @tf.function
+        def outputs(structure, frames):
+            return runner(structure.take(frames))
+
+        for frames in [0, 4], [3, 3, 6]:
+            np.testing.assert_allclose(
+                outputs(structure, tf.constant(frames)),
+                runner(video[frames]),
+                rtol=1e-5,
+            )
+        found = tf.function(runner.structure)(video)
+        np.testing.assert_allclose(
+            runner(found.take([1])), runner(video[[1]]), rtol=1e-5
+        )
+
+    @pytest.mark.parametrize("frames", [[7], [-1], [[0]], 3, [0.5], "all"])
+    def test_what_is_no_frame_is_refused(self, frames):
+        runner, video = self.runner_and_video()
+        with pytest.raises(
+            (ValueError, tf.errors.InvalidArgumentError), match="frames"
+        ):
+            runner.structure(video).take(frames)
+
+    def test_malformed_structures_are_errors(self):
+        """Or give something: never a crash."""
+        rng = np.random.default_rng(0)
+        inputs = keras.Input((6, 5, 1))
+        x = keras.layers.Conv2D(2, 3)(inputs)
+        y = keras.layers.GlobalMaxPooling2D(keepdims=True)(x)
+        x = keras.layers.Add()([keras.layers.PReLU()(x), y])
+        x = keras.layers.Flatten()(x)
+        runner = Runner(keras.Model(inputs, keras.layers.Dense(2)(x)))
+        video = random_video(rng, 5, (6, 5, 1), "uint8")
+        structure = runner.structure(video)
+        parts = tf.nest.flatten(structure)
+        refused = 0
+        for _ in range(300):
+            wrong = list(parts)
+            k = rng.integers(len(parts))
+            if not (tf.is_tensor(parts[k]) and parts[k].dtype == tf.int32):
+                continue
+            values = parts[k].numpy()
+            if rng.random() < 0.2:
+                values = values[: rng.integers(len(values) + 1)]
+            else:
+                bad = rng.choice([-(2**31), -2, -1, 0, 1, 9, 99, 2**31 - 1])
+                values.flat[rng.integers(values.size)] = bad
+            wrong[k] = tf.constant(values)
+            try:
+                tf.nest.pack_sequence_as(structure, wrong).take([4, 1, 1])
+            except tf.errors.InvalidArgumentError:
+                refused += 1
+        assert refused > 20

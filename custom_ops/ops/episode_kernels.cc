@@ -3,9 +3,11 @@
 #include <algorithm>
 
 #include "custom_ops/kernels/arithmetic/pool.h"
+#include "custom_ops/kernels/arithmetic/rows.h"
 #include "custom_ops/kernels/base/lazy_buffer.h"
 #include "custom_ops/kernels/graph/episode.h"
 #include "custom_ops/kernels/graph/gradients.h"
+#include "custom_ops/kernels/graph/take.h"
 #include "custom_ops/ops/common.h"
 #include "custom_ops/ops/node_list.h"
 #include "custom_ops/ops/structure_outputs.h"
@@ -83,6 +85,112 @@ class VideoStructureOp : public GuardedOp {
 
  private:
   Graph graph_;
+};
+
+class TakeFramesOp : public GuardedOp {
+ public:
+  explicit TakeFramesOp(OpKernelConstruction* context) : GuardedOp(context) {
+    std::vector<std::string> nodes;
+    OP_REQUIRES_OK(context, context->GetAttr("nodes", &nodes));
+    OP_REQUIRES_OK(context, ParseNodeList(nodes, &graph_));
+    OP_REQUIRES_OK(context, counts_.Read(context));
+    OP_REQUIRES_OK(context, counts_.CheckAre(StructureCounts(graph_)));
+  }
+
+  void DoCompute(OpKernelContext* context) override {
+    const Tensor& pixels = context->input(1);
+    OP_REQUIRES_OK(context, CheckRank("frames", context->input(0), 1, "[F]"));
+    OP_REQUIRES(context, pixels.dims() == 2,
+                Mismatch("pixels", "[U, C]", pixels));
+    const Tensor& order = context->input(2);
+    OP_REQUIRES_OK(context, CheckRank("order", order, 1, "[T]"));
+    Tensor frames;
+    OP_REQUIRES_OK(context, ReadIds(context, "frames", context->input(0), 0,
+                                    order.dim_size(0), &frames));
+    OP_REQUIRES_OK(
+        context, CheckCountable("the number of frames", {frames.dim_size(0)}));
+    VideoView video;
+    video.order = Ids<int32_t>(order);
+    video.pixels = pixels.dim_size(0);
+    int input = 3;
+    for (const Node& node : graph_.nodes) {
+      if (!node.has_patches()) continue;
+      const Tensor& patches = context->input(input++);
+      OP_REQUIRES(
+          context, patches.dims() == 2 && patches.dim_size(1) == node.taps(),
+          Mismatch("patches", absl::StrCat("[M, ", node.taps(), "]").c_str(),
+                   patches));
+      video.patches.push_back(Ids<int32_t>(patches));
+    }
+    const int shown = static_cast<int>(counts_.shown);
+    for (int k = 0; k < shown; ++k) {
+      const Tensor& pairs = context->input(input + k);
+      const Tensor& contents = context->input(input + shown + k);
+      const Tensor& runs = context->input(input + 2 * shown + k);
+      OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
+                  Mismatch("pairs", "[D, 2]", pairs));
+      OP_REQUIRES(
+          context,
+          contents.dims() == 2 && contents.dim_size(1) == Tiles::kPositions,
+          Mismatch("contents", "[E, 16]", contents));
+      OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
+                  Mismatch("runs", "[K, 4]", runs));
+      video.shown.push_back(
+          {Ids<Pair>(pairs), Ids<int32_t>(contents), Ids<Run>(runs)});
+    }
+    input += 3 * shown;
+    for (int k = 0; k < counts_.states; ++k) {
+      video.states.push_back(Ids<int32_t>(context->input(input + k)));
+    }
+    TakenVideo taken;
+    const std::string error =
+        TakeFrames(graph_, video, Ids<int32_t>(frames), &taken);
+    OP_REQUIRES(context, error.empty(),
+                absl::InvalidArgumentError(absl::StrCat(
+                    error, " are not those of a video of the nodes")));
+    const auto size = [](const auto& v) {
+      return static_cast<int64_t>(v.size());
+    };
+    const int64_t channels = pixels.dim_size(1);
+    Tensor* out = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(
+                                0, {size(taken.pixels), channels}, &out));
+    GatherRows(pixels.flat<float>().data(), channels, channels,
+               taken.pixels.data(), size(taken.pixels),
+               out->flat<float>().data());
+    OutputIds(context, 1, {size(taken.order)}, taken.order.data());
+    int output = 2;
+    for (const Node& node : graph_.nodes) {
+      if (!node.has_patches()) continue;
+      const auto& patches = taken.patches[output - 2];
+      OutputIds(context, output++, {size(patches) / node.taps(), node.taps()},
+                patches.data());
+    }
+    for (int k = 0; k < shown; ++k) {
+      const TakenVideo::Shown& map = taken.shown[k];
+      OutputIds(context, output + k, {size(map.pairs), 2}, map.pairs.data());
+      OutputIds(context, output + shown + k,
+                {size(map.contents) / Tiles::kPositions, Tiles::kPositions},
+                map.contents.data());
+      OutputIds(context, output + 2 * shown + k, {size(map.runs), 4},
+                map.runs.data());
+    }
+    output += 3 * shown;
+    for (const auto& state : taken.states) {
+      OutputIds(context, output++, {size(state)}, state.data());
+    }
+  }
+
+ private:
+  template <typename T>
+  static View<T> Ids(const Tensor& tensor) {
+    return {reinterpret_cast<const T*>(tensor.flat<int32_t>().data()),
+            static_cast<int64_t>(tensor.NumElements() * sizeof(int32_t) /
+                                 sizeof(T))};
+  }
+
+  Graph graph_;
+  StructureCounts counts_;
 };
 
 class FrameIdsOp : public GuardedOp {
@@ -449,6 +557,7 @@ REGISTER_KERNEL_BUILDER(Name("ReuseTF>VideoStructure")
                             .Device(tensorflow::DEVICE_CPU)
                             .TypeConstraint<uint8_t>("T"),
                         VideoStructureOp<uint8_t>);
+REGISTER_CPU("TakeFrames", TakeFramesOp);
 REGISTER_CPU("FrameIds", FrameIdsOp);
 REGISTER_CPU("PatchProduct", PatchProductOp);
 REGISTER_CPU("PatchProductGrad", PatchProductGradOp);

@@ -58,6 +58,43 @@ states: For each node of a value a frame that windows or joins of other kinds
   is made of, [T]. Row position + state * positions is the node's.
 )doc");
 
+REGISTER_OP("ReuseTF>TakeFrames")
+    .Attr("nodes: list(string)")
+    .Attr("num_patches: int >= 0")
+    .Attr("num_shown: int >= 1")
+    .Attr("num_states: int >= 0")
+    .Attr("Tids: {int32, int64} = DT_INT32")
+    .Input("frames: Tids")
+    .Input("pixels: float")
+    .Input("order: int32")
+    .Input("patches: num_patches * int32")
+    .Input("pairs: num_shown * int32")
+    .Input("contents: num_shown * int32")
+    .Input("runs: num_shown * int32")
+    .Input("states: num_states * int32")
+    .Output("taken_pixels: float")
+    .Output("taken_order: int32")
+    .Output("taken_patches: num_patches * int32")
+    .Output("taken_pairs: num_shown * int32")
+    .Output("taken_contents: num_shown * int32")
+    .Output("taken_runs: num_shown * int32")
+    .Output("taken_states: num_states * int32")
+    .SetShapeFn([](InferenceContext* c) {
+      ShapeHandle frames, pixels;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 1, &frames));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 2, &pixels));
+      return SetStructureShapes(c, c->Dim(pixels, 1));
+    })
+    .Doc(R"doc(
+The structure of some frames of a video, out of that of all of them.
+
+nodes: Those of VideoStructure, as the others from pixels on.
+frames: The places in `order` of the frames wanted, [F], in any order, and as
+  often as wanted.
+taken_pixels: From here on as of VideoStructure, for these frames: what none of
+  them shows is left out.
+)doc");
+
 REGISTER_OP("ReuseTF>FrameIds")
     .Attr("height: int >= 1")
     .Attr("width: int >= 1")

@@ -96,10 +96,11 @@ class IncrementalOp : public GuardedOp {
     OP_REQUIRES_OK(context, context->GetAttr("activation", &name));
     OP_REQUIRES_OK(context,
                    context->GetAttr("activation_arguments", &arguments));
-    OP_REQUIRES(context, Activation::Make(name, arguments, &activation_),
-                absl::InvalidArgumentError(absl::StrCat(
-                    "activation must be one of kernels/arithmetic/activations.h, got ",
-                    name, " with ", arguments.size(), " arguments")));
+    OP_REQUIRES(
+        context, Activation::Make(name, arguments, &activation_),
+        absl::InvalidArgumentError(absl::StrCat(
+            "activation must be one of kernels/arithmetic/activations.h, got ",
+            name, " with ", arguments.size(), " arguments")));
     OP_REQUIRES_OK(context, context->GetAttr("use_bias", &use_bias_));
     attributes_ = absl::StrCat(context->def().op(), " ", name, " ", use_bias_);
     for (const float argument : arguments) {
