@@ -2,12 +2,14 @@
 
 import csv
 import io
+import itertools
 import math
 import os
 import re
 import sys
 
 import children
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,6 +22,7 @@ from reuse_tf.benchmark import (
     infer,
     layer,
     memory,
+    networks,
     replay,
     statistics,
     timing,
@@ -243,7 +246,7 @@ def test_the_command_is_named_in_full():
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
         "reuse_tf.benchmark: expected a command (infer, train, layer, "
-        "statistics), got 'layers'"
+        "networks, statistics, figures), got 'layers'"
     )
 
 
@@ -775,3 +778,67 @@ def test_statistics_are_printed_and_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.delattr(statistics, "measure")  # All is there.
     program.main(arguments)
     assert capsys.readouterr().out == output
+
+
+def small_network(*_):
+    inputs = keras.Input((networks.SIZE, networks.SIZE, 3))
+    x = keras.layers.Conv2D(2, 7, strides=7, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
+@pytest.mark.parametrize("change", networks.CHANGES)
+def test_a_network_is_measured(change):
+    frames = list(networks.frames_of_pixels(change, 6))
+    differ = [np.any(a != b, -1).mean() for a, b in itertools.pairwise(frames)]
+    low, high = {"none": (0, 0), "block": (0.005, 0.011), "all": (0.99, 1)}[
+        change
+    ]
+    assert low <= min(differ) and max(differ) <= high
+    row = networks.measure_steps(small_network(), frames, 3)
+    assert row["ratio"] == row["runner_ms"] / row["dense_ms"] > 0
+    assert row["processor_ratio"] > 0
+    assert (row["work"] == 0) == (change == "none")
+    assert (row["work"] < 0.1) == (change != "all")
+
+
+def test_a_game_is_measured_with_its_gradient():
+    frames = list(networks.frames_of_game("Pong", 8))
+    assert all(
+        f.shape == (1, 84, 84, 4) and f.dtype == np.uint8 for f in frames
+    )
+    assert np.any(frames[0] != frames[-1])
+    model = networks.impala(6)
+    assert sum(isinstance(x, keras.layers.Conv2D) for x in model.layers) == 15
+    row = networks.measure_gradient(model, np.concatenate(frames), 1)
+    assert row["ratio"] > 0 and np.isnan(row["work"])
+
+
+def test_networks_that_differ_are_an_error(monkeypatch):
+    model = small_network()
+    frames = list(networks.frames_of_pixels("all", 3))
+    monkeypatch.setattr(
+        networks.Runner, "step", lambda self, frame: np.ones([1, 3])
+    )
+    with pytest.raises(RuntimeError, match="off by"):
+        networks.measure_steps(model, frames, 1)
+
+
+def test_the_networks_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(networks, "application", small_network)
+    path = tmp_path / "networks.csv"
+    command = ["benchmark", "networks", "--networks=VGG16", "--rounds=1"]
+    program.main([*command, f"--out={path}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[-3:]] == ["VGG16"] * 3
+    assert len(path.read_text().splitlines()) == 4
+    unparse()
+    with pytest.raises(SystemExit) as failure:
+        program.main(["benchmark", "networks", "--networks=VGG17"])
+    assert "VGG17" in failure.value.code
+
+
+def test_a_promise_is_a_part_of_the_time_of_plain_keras():
+    assert networks.promised("none", 0) == 0.03
+    assert networks.promised("all", 1) == 1.3
+    assert networks.promised("block", 0.1) == pytest.approx(0.16)

@@ -9,12 +9,20 @@ import sys
 from absl import flags
 
 from reuse_tf import process
-from reuse_tf.benchmark import figures, infer, layer, statistics, train
+from reuse_tf.benchmark import (
+    figures,
+    infer,
+    layer,
+    networks,
+    statistics,
+    train,
+)
 
 COMMANDS = {
     "infer": infer,
     "train": train,
     "layer": layer,
+    "networks": networks,
     "statistics": statistics,
     "figures": figures,
 }

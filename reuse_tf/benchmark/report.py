@@ -16,6 +16,7 @@ from reuse_tf import files
 # The columns that are no numbers, of all commands.
 _TEXTS = (
     *("mode", "game", "filters", "column", "policy_tenths", "change"),
+    *("network", "reuse"),
     *("tensorflow", "keras", "reuse_tf", "processor"),
 )
 
