@@ -1027,6 +1027,7 @@ class Graph:
         self.nodes = nodes = draft.nodes
         self.outputs = outputs = draft.outputs
         self._form = internals.outputs_of(model)
+        self._nested = isinstance(self._form, list | tuple | dict)
         self.layers = [
             (layer, value and value.node) for layer, value in draft.trace
         ]
@@ -1099,7 +1100,7 @@ class Graph:
 
     def packed(self, outputs):
         """Outputs in the form that the model gives them."""
-        if not isinstance(self._form, list | tuple | dict):  # as usual
+        if not self._nested:  # as usual
             (output,) = outputs
             return output
         return keras.tree.pack_sequence_as(self._form, list(outputs))

@@ -243,10 +243,21 @@ def new_runner_state(nodes, handles, reuse, max_rows):
         return state, int(address)
 
 
+_BYTE = ctypes.c_char * 1
+
+
+def address_of(array):
+    """Where the values of a contiguous array are, which is not empty."""
+    # Twice as fast as the other way, which is open to read-only arrays too.
+    if array.flags.writeable:
+        return ctypes.addressof(_BYTE.from_buffer(array))
+    return array.__array_interface__["data"][0]
+
+
 # `runner_step` for NumPy arrays, as addresses, without TensorFlow around it:
 # (state, frames, streams, outputs, kept) -> whether it went well. `outputs` are
-# the addresses of all outputs; `kept` tells that they hold those of the last
-# step.
+# the addresses of all outputs, or is that of the only one; `kept` tells that
+# they hold those of the last step.
 step_numpy = _functions.reuse_tf_runner_step
 step_numpy.restype = ctypes.c_bool
 step_numpy.argtypes = [

@@ -288,14 +288,13 @@ class Runner:
         """Steps by addresses, and by the op if that is not possible."""
         if outputs is None:
             outputs = state.new_outputs(len(frames))
-        addresses = state.fitted.addresses(
-            *[array.__array_interface__["data"][0] for array in outputs]
-        )
         if len(frames) == 0 or ops.step_numpy(
             state.address,
-            frames.__array_interface__["data"][0],
+            ops.address_of(frames),
             len(frames),
-            addresses,
+            ops.address_of(outputs[0])
+            if len(outputs) == 1
+            else state.fitted.addresses(*map(ops.address_of, outputs)),
             kept,
         ):
             return state.fitted.graph.packed(outputs)
@@ -584,6 +583,7 @@ class _Fitted:
 
     def __init__(self, graph):
         self.graph = graph
+        self.shapes = [value.shape for value in graph.outputs]
         self.states = {}  # by the dtype of the frames
         self.addresses = ctypes.c_void_p * len(graph.outputs)
 
@@ -599,8 +599,8 @@ class _State:
 
     def new_outputs(self, count):
         return [
-            np.empty((count, *value.shape), np.float32)
-            for value in self.fitted.graph.outputs
+            np.empty((count, *shape), np.float32)
+            for shape in self.fitted.shapes
         ]
 
 

@@ -51,6 +51,8 @@ class RunnerStateOp : public GuardedOp {
                                   OpThreads(context));
     handle->scalar<ResourceHandle>()() =
         ResourceHandle::MakeRefCountingHandle(state, context->device()->name());
+    // Nothing leads from a handle to what it is of but an op's kernel: for the
+    // function below, which is none, it is given out.
     address->scalar<int64_t>()() = reinterpret_cast<intptr_t>(state);
   }
 
@@ -226,14 +228,20 @@ REGISTER_KERNEL_BUILDER(
 
 // RunnerStep without TensorFlow around it, which takes several times as long as
 // the usual frame. `address` is that of a living RunnerState; frames, outputs
-// and `kept` are as in Network::Step. RunnerStep is to be called, for its
-// error, when this returns false. Nothing is thrown out of it.
+// and `kept` are as in Network::Step, but for a single output, which is given
+// itself. RunnerStep is to be called, for its error, when this returns false.
+// Nothing is thrown out of it.
 extern "C" __attribute__((visibility("default"))) bool reuse_tf_runner_step(
-    int64_t address, const void* frames, int64_t streams, float* const* outputs,
+    int64_t address, const void* frames, int64_t streams, void* outputs,
     bool kept) {
   auto* state = reinterpret_cast<RunnerState*>(address);
+  auto* const single = static_cast<float*>(outputs);
+  const bool several = state->graph().outputs.size() > 1;
   try {
-    return state->Step(frames, streams, outputs, kept).ok();
+    return state
+        ->Step(frames, streams,
+               several ? static_cast<float* const*>(outputs) : &single, kept)
+        .ok();
   } catch (...) {
     return false;
   }
