@@ -647,10 +647,10 @@ class _Matrix:
 
 def _permuted(call, axes):
     """A map, or one of lines, whose axes are others; all of them from 0 on."""
-    value = call.settled()
-    rank = len(value.shape)
+    rank = len(call.value.shape)
     if list(axes) == list(range(rank)):
-        return value
+        return call.value
+    value = call.settled()
     _require(rank in (2, 3), f"its input has the shape {value.shape}")
     # Of two axes, those are the first one and the channels.
     order = axes if rank == 3 else (2 * axes[0], 1, 2 * axes[1])
