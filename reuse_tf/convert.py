@@ -364,6 +364,13 @@ def _row(layer, name, within=None):
     return Coverage(name, kind.__name__, "plain", why)
 
 
+def _begins(node, layer):
+    """What a layer of several nodes makes first, of which it joins others."""
+    while node.kind == "join" and node.inputs[0].layer is layer:
+        node = node.inputs[0]
+    return node
+
+
 def _runner_rows(runner):
     patches = {
         "auto": "patches seen before, anywhere",
@@ -376,7 +383,7 @@ def _runner_rows(runner):
             why = "computes nothing"
         elif node.kind in ("dense", "global") and node.layer is layer:
             why = "sums over positions that did not change"
-        elif node.per_frame:
+        elif _begins(node, layer).per_frame:
             how, why = "plain", "it is computed in whole for each frame"
         elif node.layer is layer:
             why = patches

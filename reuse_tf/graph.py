@@ -11,6 +11,7 @@ map of 1 x 1.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from reuse_tf import activations, internals, ops
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 
 # What looks at a whole map of a frame, and so has a value for each frame.
-_WHOLE = ("dense", "global", "reshape", "group_norm")
+_WHOLE = ("dense", "global", "reshape", "permute", "group_norm")
 _IDENTITY_WINDOW = (1, 1, 1, 1, 1, 1, 1, 1, "VALID")
 
 
@@ -91,9 +92,10 @@ class _Value(NamedTuple):
 
 def _map_shape(shape):
     """A shape of Keras's as one of a map."""
-    return {1: (1, 1), 2: (shape[0], 1)}.get(len(shape), shape[:-1]) + (
-        shape[-1],
-    )
+    *outer, channels = shape
+    if len(outer) < 2:
+        return (*outer, 1, 1)[:2] + (channels,)
+    return (math.prod(outer[:-1]), outer[-1], channels)
 
 
 class Unsupported(ValueError):
@@ -111,12 +113,14 @@ class _Call(NamedTuple):
     Attributes:
         layer: The layer.
         values: What it is called with, `_Value`s.
-        arguments: All its arguments, tensors in their places.
+        arguments: Its positional arguments, tensors in their places.
+        keywords: Its keyword arguments.
     """
 
     layer: Any
     values: list
     arguments: tuple
+    keywords: dict
 
     @property
     def value(self):
@@ -276,8 +280,12 @@ def _normalization(call):
 
 def _layer_normalization(call):
     layer = call.layer
-    _require_last_axis(call)
     _require(not getattr(layer, "rms_scaling", False), "of its rms_scaling")
+    rank = len(call.value.shape)
+    axes = [axis % (rank + 1) for axis in np.ravel(layer.axis)]
+    if rank > 1 and axes == list(range(1, rank + 1)):
+        return _whole_normalization(call)
+    _require_last_axis(call)
     variables = [layer.gamma] if layer.scale else []
     variables += [layer.beta] if layer.center else []
 
@@ -298,21 +306,45 @@ def _layer_normalization(call):
     )
 
 
-def _group_normalization(call):
-    layer, value = call.layer, call.map()
-    _require_last_axis(call)
-    shape = value.node.shape
-    groups = shape[2] if layer.groups == -1 else layer.groups
+def _add_group_norm(call, value, groups):
+    shape, epsilon = value.node.shape, call.layer.epsilon
 
     def normalize(maps):
         grouped = tf.reshape(maps, [-1, *shape[:2], groups, shape[2] // groups])
         mean, variance = tf.nn.moments(grouped, [1, 2, 4], keepdims=True)
-        normal = (grouped - mean) * tf.math.rsqrt(variance + layer.epsilon)
+        normal = (grouped - mean) * tf.math.rsqrt(variance + epsilon)
         return tf.reshape(normal, [-1, *shape])
 
     node = call.add(
-        "group_norm", [value.node], (groups, layer.epsilon), shape, normalize
+        "group_norm", [value.node], (groups, epsilon), shape, normalize
     )
+    return _Value(node, value.shape)
+
+
+def _add_weights(call, variable, value):
+    """Adds a map that is a variable, of as many values as another."""
+    shape = value.node.shape
+    node = call.add("weights", [], shape, shape, variables=[variable])
+    node.call = lambda: tf.reshape(variable.value, [-1, shape[2]])
+    return _Value(node, value.shape)
+
+
+def _whole_normalization(call):
+    """A layer normalization over all axes."""
+    layer = call.layer
+    value = _add_group_norm(call, call.settled(), 1)
+    for join, variable in ("multiply", layer.gamma), ("add", layer.beta):
+        if variable is not None:
+            weights = _add_weights(call, variable, value)
+            value = _join(call, join, [value, weights])
+    return value
+
+
+def _group_normalization(call):
+    layer, value = call.layer, call.settled()
+    _require_last_axis(call)
+    groups = value.shape[-1] if layer.groups == -1 else layer.groups
+    value = _add_group_norm(call, value, groups)
     variables = [layer.gamma] if layer.scale else []
     variables += [layer.beta] if layer.center else []
 
@@ -322,11 +354,7 @@ def _group_normalization(call):
         return rows + layer.beta.value if layer.center else rows
 
     words = ("scale", int(layer.scale), int(layer.center))
-    return _apply(
-        call,
-        _Value(node, value.shape),
-        _Function(words, scale, tuple(variables)),
-    )
+    return _apply(call, value, _Function(words, scale, tuple(variables)))
 
 
 def _prelu(call):
@@ -345,9 +373,7 @@ def _prelu(call):
         math.prod(alpha.shape) == math.prod(shape),
         f"of its shared_axes {layer.shared_axes}",
     )
-    weights = call.add("weights", [], shape, shape, variables=[alpha])
-    weights.call = lambda: tf.reshape(alpha.value, [-1, shape[2]])
-    return _join(call, "prelu", [value, _Value(weights, value.shape)])
+    return _join(call, "prelu", [value, _add_weights(call, alpha, value)])
 
 
 def _check_weights(layer):
@@ -450,14 +476,11 @@ def _separable_conv2d(call):
 def _conv2d_transpose(call):
     layer, value = call.layer, call.map()
     _check_weights(layer)
-    _require(
-        tuple(layer.dilation_rate) == (1, 1),
-        f"of its dilation_rate {layer.dilation_rate}",
-    )
     shape = call.output_shape()
     padding = []
     for axis in range(2):
-        size, stride = layer.kernel_size[axis], layer.strides[axis]
+        stride = layer.strides[axis]
+        size = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis] + 1
         # The converse of a convolution from `shape` to the value's shape.
         grid = (value.shape[axis] - 1) * stride + 1
         before = 0
@@ -468,7 +491,8 @@ def _conv2d_transpose(call):
         padding += [first, shape[axis] + size - 1 - grid - first]
     window = (
         *layer.kernel_size,
-        *(1, 1, 1, 1),
+        *(1, 1),
+        *layer.dilation_rate,
         *layer.strides,
         ",".join(map(str, padding)),
     )
@@ -515,17 +539,42 @@ def _cropping2d(call):
     return _moved(call, call.map(), cut, call.output_shape())
 
 
-def _up_sampling2d(call):
-    layer, value = call.layer, call.map()
-    _require(
-        layer.interpolation == "nearest",
-        f"of its interpolation {layer.interpolation!r}",
-    )
-    height, width = layer.size
+def _repeated(call, value, height, width):
+    """A map of which each position is there `height` times `width` times."""
+    shape = value.node.shape
     # A window that sees one pixel of the grid at every place.
     padding = f"{height - 1},{height - 1},{width - 1},{width - 1}"
     window = (height, width, 1, 1, 1, 1, height, width, padding)
-    return _add_pool(call, value, "sum", window, call.output_shape())
+    shape = (shape[0] * height, shape[1] * width, shape[2])
+    return _add_pool(call, value, "sum", window, shape)
+
+
+def _up_sampling2d(call):
+    layer, value = call.layer, call.map()
+    if layer.interpolation == "nearest":
+        return _repeated(call, value, *layer.size)
+    _require(
+        layer.interpolation == "bilinear",
+        f"of its interpolation {layer.interpolation!r}",
+    )
+    # Along each axis, means of as many neighbours in a map where each position
+    # is repeated: of two positions, each as often as it is near. Beyond the
+    # border a mean sees nothing, as if the last position went on. Where `size`
+    # is even the new positions lie between the repeated ones.
+    for axis, size in enumerate(layer.size):
+        if size == 1:
+            continue
+        strides, counts, padding = [1, 1], [1, 1], [0, 0, 0, 0]
+        strides[axis] = 1 if size % 2 else 2
+        counts[axis] = strides[axis] * size
+        padding[2 * axis] = (counts[axis] - strides[axis]) // 2
+        padding[2 * axis + 1] = padding[2 * axis]
+        value = _repeated(call, value, *counts)
+        height, width, channels = value.shape
+        shape = (height // strides[0], width // strides[1], channels)
+        window = (*counts, *strides, 1, 1, 1, 1, ",".join(map(str, padding)))
+        value = _add_pool(call, value, "mean", window, shape)
+    return value
 
 
 def _add_global(call, value, kind):
@@ -596,6 +645,29 @@ class _Matrix:
         return self._kernel.value[None, None]
 
 
+def _permuted(call, axes):
+    """A map, or one of lines, whose axes are others; all of them from 0 on."""
+    rank = len(call.value.shape)
+    if list(axes) == list(range(rank)):
+        return call.value
+    value = call.settled()
+    _require(rank in (2, 3), f"its input has the shape {value.shape}")
+    # Of two axes, those are the first one and the channels.
+    order = axes if rank == 3 else (2 * axes[0], 1, 2 * axes[1])
+    shape = tuple(value.node.shape[axis] for axis in order)
+
+    def permute(maps):
+        return tf.transpose(maps, [0, *(axis + 1 for axis in order)])
+
+    words = (",".join(map(str, order)),)
+    node = call.add("permute", [value.node], words, shape, permute)
+    return _Value(node, tuple(value.shape[axis] for axis in axes))
+
+
+def _permute(call):
+    return _permuted(call, [axis - 1 for axis in call.layer.dims])
+
+
 def _flatten(call):
     return _Value(call.value.node, (math.prod(call.value.shape),))
 
@@ -617,29 +689,32 @@ _JOINS = {
 
 
 def _join(call, kind, values):
-    values = [call.settled(value) for value in values]
-    _require(
-        len({len(value.shape) for value in values}) == 1,
-        f"its inputs have the shapes {[value.shape for value in values]}",
-    )
-    shapes = [value.node.shape for value in values]
+    shapes = [value.shape for value in values]
     if kind == "concatenate":
-        shape = (*shapes[0][:2], sum(shape[2] for shape in shapes))
-        good = all(s[:2] == shape[:2] for s in shapes)
+        seen = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
     else:
-        shape = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-        good = all(
-            s[:2] in (shape[:2], (1, 1)) and s[2] in (1, shape[2])
-            for s in shapes
+        seen = np.broadcast_shapes(*shapes)
+        _require(
+            len(seen) <= 3 or set(shapes) == {seen},
+            f"its inputs have the shapes {shapes}",
         )
-    _require(
-        good, f"its inputs have the shapes {[value.shape for value in values]}"
-    )
+    shape = _map_shape(seen)
+    values = [_broadcast(call, value, kind, seen) for value in values]
     node = call.add(
         "join", [value.node for value in values], (kind,), shape, _JOINS[kind]
     )
-    seen = {1: shape[2:], 2: shape[::2], 3: shape}[len(values[0].shape)]
     return _Value(node, seen)
+
+
+def _broadcast(call, value, kind, seen):
+    """A value that a join can take beside others."""
+    # Keras puts the axes that are missing behind the batch.
+    missing = len(seen) - len(value.shape)
+    value = call.settled(_Value(value.node, (1,) * missing + value.shape))
+    size, want = value.node.shape[:2], _map_shape(seen)[:2]
+    if kind == "concatenate" or size in (want, (1, 1)):
+        return value
+    return _repeated(call, value, want[0] // size[0], want[1] // size[1])
 
 
 def _merging(kind):
@@ -651,7 +726,20 @@ def _merging(kind):
     return handle
 
 
+def _require_tensors(call):
+    """Refuses an operation that is called with anything but tensors."""
+    # `_Value` is a tuple too.
+    for argument in call.arguments:
+        parts = [argument] if isinstance(argument, _Value) else argument
+        _require(
+            isinstance(parts, list | tuple)
+            and all(isinstance(part, _Value) for part in parts),
+            "of its arguments",
+        )
+
+
 def _concatenate(call):
+    _require_tensors(call)
     rank = len(call.value.shape)
     axis = call.layer.axis
     _require(axis in (-1, rank), f"of its axis {axis}")
@@ -668,6 +756,12 @@ def _arithmetic(kind):
         _require(len(tensors) == 2 and any(tensors), "of its arguments")
         if all(tensors):
             _require(kind != "divide", "it divides by a tensor")
+            shapes = [value.shape for value in call.arguments]
+            _require(
+                len(set(map(len, shapes))) == 1,
+                f"its inputs have the shapes {shapes}: Keras would take the "
+                "batch for another axis",
+            )
             return _join(call, kind, call.arguments)
         value = call.value
         constant = call.arguments[tensors.index(False)]
@@ -694,14 +788,99 @@ def _arithmetic(kind):
 
 
 def _operation(activation):
+    """An activation, whose arguments the operation holds."""
+    _, *names = inspect.signature(activation).parameters
+
     def handle(call):
-        _require(
-            all(isinstance(a, _Value) for a in call.arguments),
-            "of its arguments",
+        _require_tensors(call)
+        arguments = {
+            name: getattr(call.layer, name)
+            for name in names
+            if hasattr(call.layer, name)
+        }
+        return _with_activation(
+            call, call.value, functools.partial(activation, **arguments)
         )
-        return _with_activation(call, call.value, activation)
 
     return handle
+
+
+def _negative(call):
+    _require_tensors(call)
+    return _apply(call, call.value, _affine(-1, 0), single=True)
+
+
+def _absolute(call):
+    _require_tensors(call)
+    function = _Function(("activation", "leaky_relu", -1), tf.abs)
+    return _apply(call, call.value, function, single=True)
+
+
+def _square(call):
+    _require_tensors(call)
+    return _join(call, "multiply", [call.value, call.value])
+
+
+def _reduction(kind):
+    """A pooling of all positions of a map."""
+
+    def handle(call):
+        _require_tensors(call)
+        layer, value = call.layer, call.map()
+        axes = [] if layer.axis is None else np.ravel(layer.axis) % 4
+        _require(sorted(axes) == [1, 2], f"of its axis {layer.axis}")
+        initial = getattr(layer, "initial", None)
+        _require(initial is None, f"of its initial {initial}")
+        node = _add_global(call, value, "max" if kind == "max" else "mean")
+        output = _Value(node, node.shape if layer.keepdims else node.shape[2:])
+        if kind == "sum":
+            count = _affine(value.node.positions, 0)
+            output = _apply(call, output, count, single=True)
+        return output
+
+    return handle
+
+
+def _reshape_operation(call):
+    """What gives the same values another shape."""
+    _require_tensors(call)
+    layer, shape = call.layer, call.value.shape
+    batch, *rest = layer.compute_output_spec(
+        keras.KerasTensor((None, *shape))
+    ).shape
+    _require(
+        batch is None
+        and None not in rest
+        and math.prod(rest) == math.prod(shape)
+        # Without an axis, `squeeze` takes a batch of one away.
+        and getattr(layer, "axis", 0) is not None,
+        "it does not keep frames apart",
+    )
+    return _Value(call.value.node, tuple(rest))
+
+
+def _transpose(call):
+    _require_tensors(call)
+    axes = call.layer.axes
+    rank = len(call.value.shape)
+    order = [] if axes is None else [axis % (rank + 1) for axis in axes]
+    _require(order[:1] == [0], f"of its axes {axes}")
+    return _permuted(call, [axis - 1 for axis in order[1:]])
+
+
+def _pad(call):
+    layer, value = call.layer, call.map()
+    constant = call.keywords.get("constant_values")
+    _require(layer.mode == "constant" and not constant, "of its arguments")
+    padding = list(map(tuple, layer.pad_width))
+    _require(
+        len(padding) == 4 and padding[0] == padding[3] == (0, 0),
+        f"of its pad_width {layer.pad_width}",
+    )
+    (top, bottom), (left, right) = padding[1:3]
+    height, width, channels = value.shape
+    shape = (top + height + bottom, left + width + right, channels)
+    return _moved(call, value, padding[1:3], shape)
 
 
 _L = keras.layers
@@ -740,6 +919,7 @@ _LAYERS = {
     _L.Maximum: _merging("maximum"),
     _L.Minimum: _merging("minimum"),
     _L.Concatenate: _concatenate,
+    _L.Permute: _permute,
     _L.Flatten: _flatten,
     _L.Reshape: _reshape,
     _L.Dropout: _identity,
@@ -759,11 +939,53 @@ _OPERATIONS = {
     "Divide": _arithmetic("divide"),
     "Maximum": _arithmetic("maximum"),
     "Minimum": _arithmetic("minimum"),
-    "Relu": _operation(keras.activations.relu),
-    "Relu6": _operation(keras.activations.relu6),
-    "Sigmoid": _operation(keras.activations.sigmoid),
-    "Silu": _operation(keras.activations.silu),
-    "Tanh": _operation(keras.activations.tanh),
+    "Negative": _negative,
+    "Absolute": _absolute,
+    "Abs": _absolute,
+    "Square": _square,
+    "Concatenate": _concatenate,
+    "Mean": _reduction("mean"),
+    "Sum": _reduction("sum"),
+    "Max": _reduction("max"),
+    "Amax": _reduction("max"),
+    "Reshape": _reshape_operation,
+    "ExpandDims": _reshape_operation,
+    "Squeeze": _reshape_operation,
+    "Transpose": _transpose,
+    "Pad": _pad,
+    "ReLU": _operation(keras.activations.relu),
+    "Exp": _operation(keras.activations.exponential),
+}
+# And those that are called as activations are.
+_OPERATIONS |= {
+    name: _operation(getattr(keras.activations, function))
+    for name, function in {
+        "Celu": "celu",
+        "Elu": "elu",
+        "Gelu": "gelu",
+        "HardShrink": "hard_shrink",
+        "HardSigmoid": "hard_sigmoid",
+        "HardSilu": "hard_silu",
+        "HardTanh": "hard_tanh",
+        "LeakyRelu": "leaky_relu",
+        "LogSigmoid": "log_sigmoid",
+        "LogSoftmax": "log_softmax",
+        "Relu": "relu",
+        "Relu6": "relu6",
+        "Selu": "selu",
+        "Sigmoid": "sigmoid",
+        "Silu": "silu",
+        "SoftShrink": "soft_shrink",
+        "Softmax": "softmax",
+        "Softplus": "softplus",
+        "Softsign": "softsign",
+        "SparsePlus": "sparse_plus",
+        "SparseSigmoid": "sparse_sigmoid",
+        "Squareplus": "squareplus",
+        "Tanh": "tanh",
+        "TanhShrink": "tanh_shrink",
+        "Threshold": "threshold",
+    }.items()
 }
 
 SUPPORTED = ", ".join(kind.__name__ for kind in _LAYERS)
@@ -847,7 +1069,9 @@ def _walk(model, inputs, trace):
         arguments = keras.tree.map_structure(
             lambda a: values.get(id(a), a), call.positional
         )
-        outputs = _of_layer(_Call(call.layer, given, arguments), call, trace)
+        outputs = _of_layer(
+            _Call(call.layer, given, arguments, call.arguments), call, trace
+        )
         values.update(
             (id(t), v) for t, v in zip(call.outputs, outputs, strict=True)
         )
@@ -866,8 +1090,8 @@ def _of_layer(call, symbolic, trace):
         if isinstance(layer, keras.Model):
             return _walk(layer, call.values, trace)
         handler = _LAYERS.get(type(layer))
-        if handler is None and type(layer) in internals.OPERATIONS:
-            handler = _OPERATIONS.get(type(layer).__name__)
+        if handler is None:
+            handler = _OPERATIONS.get(internals.operation_name(layer))
         _require(
             handler is not None and call.values,
             "it is not of a supported class",
@@ -910,7 +1134,7 @@ def _in_order(outputs):
 
 def _check_floats(call, symbolic, handler):
     """Refuses what Keras computes in integers, which wrap around."""
-    if handler in (_identity, _flatten, _reshape):
+    if handler in (_identity, _flatten, _reshape, _reshape_operation):
         return
     kinds = {tensor.dtype for tensor in symbolic.outputs}
     # Of operations that is what they give. Layers say float32, and compute what

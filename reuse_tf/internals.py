@@ -8,35 +8,22 @@ from typing import NamedTuple
 
 import keras
 from keras.src import ops as operations
+from keras.src.activations import activations
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
 
 __all__ = [
-    "OPERATIONS",
     "Functional",
     "call_of",
     "has_tangents",
     "lambda_output_shape",
     "name_in_files",
+    "operation_name",
     "outputs_of",
     "own_call",
     "sublayers",
 ]
-
-
-# The classes of operations of `keras.ops` as functional models hold them, and
-# their names. Relies on where Keras keeps them.
-OPERATIONS = {
-    getattr(module, name): name
-    for module, names in (
-        (operations.numpy, ("Add", "Subtract", "Multiply", "TrueDivide")),
-        (operations.numpy, ("Divide", "Maximum", "Minimum")),
-        (operations.nn, ("Relu", "Relu6", "Sigmoid", "Silu")),
-        (operations.numpy, ("Tanh",)),
-    )
-    for name in names
-}
 
 
 class Call(NamedTuple):
@@ -72,6 +59,19 @@ def call_of(tensor):
         node.arguments.args,
         node.arguments.kwargs,
     )
+
+
+def operation_name(layer):
+    """The name of an operation of Keras that a model holds as a layer, or None.
+
+    Functional models hold what `keras.ops` and `keras.activations` are called
+    with. Relies on where Keras keeps the classes.
+    """
+    kind = type(layer)
+    modules = operations.numpy, operations.nn, activations
+    if kind.__module__ in [module.__name__ for module in modules]:
+        return kind.__name__
+    return None
 
 
 def outputs_of(model):

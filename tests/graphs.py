@@ -184,6 +184,7 @@ class Builder:
         kinds = [
             *("conv", "conv", "depthwise", "transposed", "pool", "shared"),
             *("function", "function", "norm", "move", "resample"),
+            *("operation", "permute"),
             *("join", "join", "join", "vector", "excite", "concatenate"),
         ]
         kind = self.random.choice(kinds)
@@ -242,12 +243,30 @@ class Builder:
             else type(layer).from_config(layer.get_config() | {"name": None})
         )(x)
 
+    def operation(self, x):
+        operations = [
+            keras.ops.abs,
+            keras.ops.negative,
+            keras.ops.gelu,
+            functools.partial(keras.ops.elu, alpha=0.5),
+            lambda x: keras.ops.square(keras.ops.tanh(x)),
+            lambda x: keras.ops.pad(x, [[0, 0], [0, 1], [1, 0], [0, 0]]),
+        ]
+        return self.random.choice(operations)(x)
+
+    def permute(self, x):
+        order = self.random.choice([(2, 1, 3), (3, 1, 2), (1, 3, 2)])
+        return L.Permute(order)(x)
+
     def norm(self, x):
         layer = self.random.choice(
             [
                 L.BatchNormalization,
                 L.LayerNormalization,
                 functools.partial(L.GroupNormalization, 1, epsilon=0.1),
+                functools.partial(
+                    L.LayerNormalization, axis=[1, 2, 3], epsilon=0.1
+                ),
                 functools.partial(L.PReLU, shared_axes=[1, 2]),
                 L.PReLU,
             ]
@@ -264,7 +283,9 @@ class Builder:
     def resample(self, x):
         """Back to the size of the input, from half of it."""
         half = L.AveragePooling2D(2, padding="same")(x)
-        up = L.UpSampling2D(2)(half)
+        up = L.UpSampling2D(
+            2, interpolation=self.random.choice(["nearest", "bilinear"])
+        )(half)
         return L.Cropping2D(
             ((0, up.shape[1] - x.shape[1]), (0, up.shape[2] - x.shape[2]))
         )(up)
@@ -305,7 +326,12 @@ class Builder:
 
     def vector(self, x):
         head = self.random.choice(
-            [L.Flatten, L.GlobalAveragePooling2D, L.GlobalMaxPooling2D]
+            [
+                L.Flatten,
+                L.GlobalAveragePooling2D,
+                L.GlobalMaxPooling2D,
+                lambda: functools.partial(keras.ops.sum, axis=(1, 2)),
+            ]
         )
         return L.Dense(self.random.randint(1, 4))(head()(x))
 
@@ -317,7 +343,9 @@ class Builder:
             else L.GlobalAveragePooling2D()(x)
         )
         y = L.Dense(x.shape[-1], activation="sigmoid")(y)
-        return L.Multiply()([x, L.Reshape((1, 1, x.shape[-1]))(y)])
+        if self.random.random() < 0.5:
+            y = L.Reshape((1, 1, x.shape[-1]))(y)
+        return L.Multiply()([x, y])
 
     def model(self):
         outputs = [self.tensors[-1]]

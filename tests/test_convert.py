@@ -751,6 +751,7 @@ class TestCoverage:
             keras.layers.Rescaling(0.5, name="scale"),
             keras.layers.Conv2D(2, 3, name="conv"),
             keras.layers.MaxPooling2D(name="pool"),
+            keras.layers.LayerNormalization([1, 2, 3], name="whole"),
             keras.layers.Dropout(0.5, name="drop"),
             keras.layers.Flatten(name="flat"),
             keras.layers.Dense(4, name="first"),
@@ -763,6 +764,7 @@ class TestCoverage:
         ]
         how = {row.layer: row.how for row in rows}
         assert [name for name in how if how[name] == "plain"] == [
+            "whole",
             "relu",
             "second",
         ]

@@ -52,6 +52,18 @@ def test_call_of():
     assert isinstance(start, keras.layers.InputLayer)
 
 
+def test_operation_name():
+    inputs = keras.Input((2,))
+    for call, name in (
+        (lambda x: x + x, "Add"),
+        (keras.ops.elu, "Elu"),
+        (lambda x: keras.activations.relu(x, max_value=2.0), "ReLU"),
+        (keras.layers.ReLU(), None),
+    ):
+        made = internals.call_of(call(inputs)).layer
+        assert internals.operation_name(made) == name
+
+
 def test_lambda_output_shape():
     shapes = [None, (3,), lambda shape: shape]
     for shape in shapes:

@@ -1,7 +1,9 @@
 #include "custom_ops/ops/node_list.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <limits>
+#include <set>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -202,6 +204,8 @@ class Parser {
       line->Require(
           Multiply({node_.height, node_.width, node_.channels}, &size) &&
           size == from.pixels() * from.channels);
+    } else if (kind == "permute") {
+      ParsePermute(from, line);
     } else {
       line->Require(kind == "group_norm");
       node_.kind = Node::kGroupNorm;
@@ -211,6 +215,20 @@ class Parser {
       node_.epsilon = line->Float();
       line->Require(from.channels % node_.groups == 0);
     }
+  }
+
+  void ParsePermute(const Node& from, Line* line) {
+    node_.kind = Node::kPermute;
+    const auto order = line->Numbers(line->Word(), 2);
+    line->Require(std::set<int64_t>(order.begin(), order.end()) ==
+                  std::set<int64_t>{0, 1, 2});
+    line->Require(order.size() == 3);
+    if (!line->good_so_far()) return;
+    std::copy(order.begin(), order.end(), node_.order.begin());
+    const int64_t sizes[] = {from.height, from.width, from.channels};
+    node_.height = sizes[order[0]];
+    node_.width = sizes[order[1]];
+    node_.channels = sizes[order[2]];
   }
 
   void ParseConv(const Node& from, Line* line) {

@@ -22,6 +22,7 @@ namespace reuse_tf {
 //   dense INPUT UNITS BIAS
 //   global INPUT mean|max
 //   reshape INPUT HEIGHT WIDTH CHANNELS
+//   permute INPUT AXIS,AXIS,AXIS      of the input, 0: height ... 2: channels
 //   group_norm INPUT GROUPS EPSILON
 //
 // where WINDOW is KERNEL_H KERNEL_W STRIDE_H STRIDE_W DILATION_H DILATION_W

@@ -3,6 +3,7 @@
 #define REUSE_TF_KERNELS_GRAPH_GRAPH_H_
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -47,6 +48,7 @@ struct Node {
     kDense,      // a product with all of it, 1 x 1
     kGlobal,     // the maximum or mean of all positions, 1 x 1
     kReshape,    // the same values in a map of another size
+    kPermute,    // the same values, of which each axis is another one
     kGroupNorm,  // groups of channels with a mean of 0 and a variance of 1
   };
   Kind kind = kFrames;
@@ -60,6 +62,9 @@ struct Node {
   // The kernel is [taps, filters, channels] and its taps are in reverse order.
   bool transposed = false;
   float epsilon = 0;
+  // Of a permutation: which of height, width and channels of the input each of
+  // them is.
+  std::array<int64_t, 3> order = {0, 1, 2};
   std::vector<RowFunction> functions;
   // Has a value for each frame that no other frame shares: it, or all before
   // it back to such a one, looks at a whole map.

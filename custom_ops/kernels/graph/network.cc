@@ -461,6 +461,20 @@ void Network::ComputeMap(size_t index) {
     if (node.kind == Node::kGroupNorm) {
       GroupNorm(row_of, input.pixels(), input.channels, node.groups,
                 node.epsilon, to);
+    } else if (node.kind == Node::kPermute) {
+      // How far apart neighbours along each axis are in the input.
+      const int64_t apart[] = {input.width * input.channels, input.channels, 1};
+      float* next = to;
+      for (int64_t y = 0; y < node.height; ++y) {
+        for (int64_t x = 0; x < node.width; ++x) {
+          for (int64_t c = 0; c < node.channels; ++c) {
+            const int64_t at = y * apart[node.order[0]] +
+                               x * apart[node.order[1]] +
+                               c * apart[node.order[2]];
+            *next++ = row_of(at / input.channels)[at % input.channels];
+          }
+        }
+      }
     } else {
       for (int64_t p = 0; p < input.pixels(); ++p) {
         std::copy_n(row_of(p), input.channels, to + p * input.channels);

@@ -167,6 +167,24 @@ std::vector<float> OfWhole(const Graph& graph, const Node& node,
   const int64_t channels = from.channels;
   std::vector<float> out;
   if (node.kind == Node::kReshape) return rows;
+  if (node.kind == Node::kPermute) {
+    out.resize(rows.size());
+    const int64_t sizes[] = {node.height, node.width, node.channels};
+    int64_t at[3];  // along the axes of the input
+    auto value = rows.begin();
+    for (at[0] = 0; at[0] < from.height; ++at[0]) {
+      for (at[1] = 0; at[1] < from.width; ++at[1]) {
+        for (at[2] = 0; at[2] < channels; ++at[2]) {
+          int64_t place = 0;
+          for (int i = 0; i < 3; ++i) {
+            place = place * sizes[i] + at[node.order[i]];
+          }
+          out[place] = *value++;
+        }
+      }
+    }
+    return out;
+  }
   if (node.kind == Node::kDense) {
     for (int64_t u = 0; u < node.channels; ++u) {
       double sum = bias == nullptr ? 0 : bias[u];

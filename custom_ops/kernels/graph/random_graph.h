@@ -232,8 +232,10 @@ class RandomGraph {
       node.kind = Node::kGlobal;
       node.pooling = random_.Pick({Pooling::kMax, Pooling::kMean});
       node.height = node.width = 1;
-    } else if (random_.Chance(50)) {
-      node.kind = Node::kReshape;
+    } else if (random_.Chance(60)) {
+      // The one and the other make the same shape of different orders.
+      node.kind = random_.Pick({Node::kReshape, Node::kPermute});
+      node.order = {1, 2, 0};
       node.height = from.width;
       node.width = from.channels;
       node.channels = from.height;
