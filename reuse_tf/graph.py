@@ -883,6 +883,20 @@ def _pad(call):
     return _moved(call, value, padding[1:3], shape)
 
 
+def _layer_scale(call):
+    gamma = call.layer.gamma
+    scale = _Function(
+        ("scale", 1, 0), lambda rows: rows * gamma.value, (gamma,)
+    )
+    return _apply(call, call.value, scale)
+
+
+def _custom_scale(call):
+    value, scaled = call.values
+    scaled = _apply(call, scaled, _affine(call.layer.scale, 0), single=True)
+    return _join(call, "add", [value, scaled])
+
+
 _L = keras.layers
 
 # How each kind of layer becomes nodes.
@@ -929,6 +943,9 @@ _LAYERS = {
     _L.AlphaDropout: _identity,
     _L.ActivityRegularization: _identity,
     _L.Identity: _identity,
+    # Those of keras.applications.
+    internals.LayerScale: _layer_scale,
+    internals.CustomScaleLayer: _custom_scale,
 }
 # The operations that functional models hold as layers.
 _OPERATIONS = {

@@ -9,12 +9,16 @@ from typing import NamedTuple
 import keras
 from keras.src import ops as operations
 from keras.src.activations import activations
+from keras.src.applications.convnext import LayerScale
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
 
 __all__ = [
+    "CustomScaleLayer",
     "Functional",
+    "LayerScale",
     "call_of",
     "has_tangents",
     "lambda_output_shape",
