@@ -144,13 +144,21 @@ class DenseSum {
                      const RowOf& row_of, const float* weights,
                      const InstructionSet& set, const ParallelFor& parallel,
                      float* trees) const {
-    constexpr int64_t kBlock = 32;
+    // So many at once that threads share wide layers, of few leaves, too.
+    constexpr int64_t kMostAtOnce = 32, kWorthSharing = 1 << 17;
+    const int64_t work = depth_ * units_;
+    const int64_t block = std::clamp<int64_t>(
+        kWorthSharing / std::max<int64_t>(work, 1), 1, kMostAtOnce);
     const int64_t count = changes.size();
-    parallel((count + kBlock - 1) / kBlock, kBlock * depth_ * (1 + units_ / 8),
+    // The weights of a leaf are read by one thread.
+    const auto at = [&](int64_t i) {
+      i = std::min(i * block, count);
+      while (i > 0 && i < count && changes[i].leaf == changes[i - 1].leaf) ++i;
+      return changes.data() + i;
+    };
+    parallel((count + block - 1) / block, block * depth_ * (1 + units_ / 8),
              [&](int64_t begin, int64_t end) {
-               Leaves(changes.data() + begin * kBlock,
-                      changes.data() + std::min(end * kBlock, count), row_of,
-                      weights, set, trees);
+               Leaves(at(begin), at(end), row_of, weights, set, trees);
              });
   }
 
