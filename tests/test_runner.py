@@ -855,11 +855,9 @@ def two_inputs():
 
 UNSUPPORTED = {
     "class": ended(L.UnitNormalization(name="bad")),
-    "interpolation": ended(
-        L.UpSampling2D(interpolation="bilinear", name="bad")
-    ),
+    "interpolation": ended(L.UpSampling2D(interpolation="bicubic", name="bad")),
     "normalization": ended(L.LayerNormalization(axis=1, name="bad")),
-    "dilation": ended(L.Conv2DTranspose(2, 3, dilation_rate=2, name="bad")),
+    "shared axes": ended(L.PReLU(shared_axes=[1], name="bad")),
     "subclass": ended(Own(2, 3, name="bad")),
     "activation": ended(L.Conv2D(2, 3, activation=tf.sin, name="bad")),
     "activation layer": ended(L.Activation("sparsemax", name="bad")),
@@ -874,9 +872,6 @@ UNSUPPORTED = {
     "axis": ended(L.BatchNormalization(axis=1, name="bad")),
     "concatenation by line": lambda: joined(
         L.Concatenate(axis=1, name="bad"), L.ReLU(), L.ELU()
-    ),
-    "broadcast by line": lambda: joined(
-        L.Add(name="bad"), L.ReLU(), L.AveragePooling2D((8, 1))
     ),
     "in training": lambda: in_training(L.BatchNormalization(name="bad")),
     "dropout in training": lambda: in_training(L.Dropout(0.5, name="bad")),
