@@ -583,7 +583,6 @@ class _Fitted:
 
     def __init__(self, graph):
         self.graph = graph
-        self.shapes = [value.shape for value in graph.outputs]
         self.states = {}  # by the dtype of the frames
         self.addresses = ctypes.c_void_p * len(graph.outputs)
 
@@ -599,8 +598,8 @@ class _State:
 
     def new_outputs(self, count):
         return [
-            np.empty((count, *shape), np.float32)
-            for shape in self.fitted.shapes
+            np.empty((count, *value.shape), np.float32)
+            for value in self.fitted.graph.outputs
         ]
 
 

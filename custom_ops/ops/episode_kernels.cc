@@ -21,17 +21,37 @@ absl::Status Mismatch(const char* name, const char* expected,
       name, " must be ", expected, ", got ", tensor.shape().DebugString()));
 }
 
+// The network of an op, whose outputs are those of its structure.
+absl::Status ReadNodes(OpKernelConstruction* context, Graph* graph) {
+  std::vector<std::string> nodes;
+  StructureCounts counts;
+  TF_RETURN_IF_ERROR(context->GetAttr("nodes", &nodes));
+  TF_RETURN_IF_ERROR(ParseNodeList(nodes, graph));
+  TF_RETURN_IF_ERROR(counts.Read(context));
+  return counts.CheckAre(StructureCounts(*graph));
+}
+
+// Checks the shapes of what a shown map shows.
+absl::Status CheckShown(const Tensor& pairs, const Tensor& contents,
+                        const Tensor& runs) {
+  if (pairs.dims() != 2 || pairs.dim_size(1) != 2) {
+    return Mismatch("pairs", "[D, 2]", pairs);
+  }
+  if (contents.dims() != 2 || contents.dim_size(1) != Tiles::kPositions) {
+    return Mismatch("contents", "[E, 16]", contents);
+  }
+  if (runs.dims() != 2 || runs.dim_size(1) != 4) {
+    return Mismatch("runs", "[K, 4]", runs);
+  }
+  return absl::OkStatus();
+}
+
 template <typename T>
 class VideoStructureOp : public GuardedOp {
  public:
   explicit VideoStructureOp(OpKernelConstruction* context)
       : GuardedOp(context) {
-    std::vector<std::string> nodes;
-    StructureCounts counts;
-    OP_REQUIRES_OK(context, context->GetAttr("nodes", &nodes));
-    OP_REQUIRES_OK(context, ParseNodeList(nodes, &graph_));
-    OP_REQUIRES_OK(context, counts.Read(context));
-    OP_REQUIRES_OK(context, counts.CheckAre(StructureCounts(graph_)));
+    OP_REQUIRES_OK(context, ReadNodes(context, &graph_));
   }
 
   void DoCompute(OpKernelContext* context) override {
@@ -90,11 +110,7 @@ class VideoStructureOp : public GuardedOp {
 class TakeFramesOp : public GuardedOp {
  public:
   explicit TakeFramesOp(OpKernelConstruction* context) : GuardedOp(context) {
-    std::vector<std::string> nodes;
-    OP_REQUIRES_OK(context, context->GetAttr("nodes", &nodes));
-    OP_REQUIRES_OK(context, ParseNodeList(nodes, &graph_));
-    OP_REQUIRES_OK(context, counts_.Read(context));
-    OP_REQUIRES_OK(context, counts_.CheckAre(StructureCounts(graph_)));
+    OP_REQUIRES_OK(context, ReadNodes(context, &graph_));
   }
 
   void DoCompute(OpKernelContext* context) override {
@@ -122,24 +138,18 @@ class TakeFramesOp : public GuardedOp {
                    patches));
       video.patches.push_back(Ids<int32_t>(patches));
     }
-    const int shown = static_cast<int>(counts_.shown);
+    const StructureCounts counts(graph_);
+    const int shown = static_cast<int>(counts.shown);
     for (int k = 0; k < shown; ++k) {
       const Tensor& pairs = context->input(input + k);
       const Tensor& contents = context->input(input + shown + k);
       const Tensor& runs = context->input(input + 2 * shown + k);
-      OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
-                  Mismatch("pairs", "[D, 2]", pairs));
-      OP_REQUIRES(
-          context,
-          contents.dims() == 2 && contents.dim_size(1) == Tiles::kPositions,
-          Mismatch("contents", "[E, 16]", contents));
-      OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
-                  Mismatch("runs", "[K, 4]", runs));
+      OP_REQUIRES_OK(context, CheckShown(pairs, contents, runs));
       video.shown.push_back(
           {Ids<Pair>(pairs), Ids<int32_t>(contents), Ids<Run>(runs)});
     }
     input += 3 * shown;
-    for (int k = 0; k < counts_.states; ++k) {
+    for (int k = 0; k < counts.states; ++k) {
       video.states.push_back(Ids<int32_t>(context->input(input + k)));
     }
     TakenVideo taken;
@@ -168,12 +178,8 @@ class TakeFramesOp : public GuardedOp {
     }
     for (int k = 0; k < shown; ++k) {
       const TakenVideo::Shown& map = taken.shown[k];
-      OutputIds(context, output + k, {size(map.pairs), 2}, map.pairs.data());
-      OutputIds(context, output + shown + k,
-                {size(map.contents) / Tiles::kPositions, Tiles::kPositions},
-                map.contents.data());
-      OutputIds(context, output + 2 * shown + k, {size(map.runs), 4},
-                map.runs.data());
+      OutputShown(context, output + k, shown, map.pairs, map.contents,
+                  map.runs);
     }
     output += 3 * shown;
     for (const auto& state : taken.states) {
@@ -190,7 +196,6 @@ class TakeFramesOp : public GuardedOp {
   }
 
   Graph graph_;
-  StructureCounts counts_;
 };
 
 class FrameIdsOp : public GuardedOp {
@@ -207,14 +212,7 @@ class FrameIdsOp : public GuardedOp {
     const Tensor& contents = context->input(1);
     const Tensor& runs = context->input(2);
     const Tensor& order = context->input(3);
-    OP_REQUIRES(context, pairs.dims() == 2 && pairs.dim_size(1) == 2,
-                Mismatch("pairs", "[D, 2]", pairs));
-    OP_REQUIRES(
-        context,
-        contents.dims() == 2 && contents.dim_size(1) == Tiles::kPositions,
-        Mismatch("contents", "[E, 16]", contents));
-    OP_REQUIRES(context, runs.dims() == 2 && runs.dim_size(1) == 4,
-                Mismatch("runs", "[K, 4]", runs));
+    OP_REQUIRES_OK(context, CheckShown(pairs, contents, runs));
     OP_REQUIRES_OK(context, CheckRank("order", order, 1, "[T]"));
     OP_REQUIRES_OK(context,
                    CheckIds("contents", contents, -1, pairs.dim_size(0)));

@@ -1,6 +1,5 @@
 // What the ops of incremental_ops.cc do.
 
-#include <array>
 #include <mutex>
 #include <numeric>
 #include <utility>
@@ -16,10 +15,6 @@
 
 namespace reuse_tf {
 namespace {
-
-using tensorflow::DT_FLOAT;
-using tensorflow::DT_INT64;
-using tensorflow::DT_RESOURCE;
 
 // Gives out a handle to a state, and with it the reference.
 void OutputState(OpKernelContext* context,

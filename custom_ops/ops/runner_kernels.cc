@@ -1,7 +1,6 @@
 // What the ops of runner_ops.cc do.
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 
 #include "custom_ops/kernels/graph/network.h"

@@ -73,6 +73,22 @@ inline void OutputIds(OpKernelContext* context, int index,
   }
 }
 
+// What a shown map shows; the first of its three tensors is output `index`, the
+// others are `shown` apart.
+inline void OutputShown(OpKernelContext* context, int index, int shown,
+                        const std::vector<Pair>& pairs,
+                        const std::vector<int32_t>& contents,
+                        const std::vector<Run>& runs) {
+  const auto size = [](const auto& v) {
+    return static_cast<int64_t>(v.size());
+  };
+  OutputIds(context, index, {size(pairs), 2}, pairs.data());
+  OutputIds(context, index + shown,
+            {size(contents) / Tiles::kPositions, Tiles::kPositions},
+            contents.data());
+  OutputIds(context, index + 2 * shown, {size(runs), 4}, runs.data());
+}
+
 // Of `count` distinct pixels: those of a table, or, if it is null, all values
 // of one byte.
 inline void OutputPixels(OpKernelContext* context, const FrameShape& frame,
@@ -115,11 +131,7 @@ inline void OutputStructure(OpKernelContext* context,
     if (!recorders->empty()) {
       (*recorders)[k].Finish(&pairs, &contents, &runs, &order);
     }
-    OutputIds(context, first + k, {size(pairs), 2}, pairs.data());
-    OutputIds(context, first + shown + k,
-              {size(contents) / Tiles::kPositions, Tiles::kPositions},
-              contents.data());
-    OutputIds(context, first + 2 * shown + k, {size(runs), 4}, runs.data());
+    OutputShown(context, first + k, shown, pairs, contents, runs);
   }
   const bool any = !order.empty();
   const InternTable* table = maps[0].table.get();

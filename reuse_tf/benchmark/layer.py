@@ -42,13 +42,7 @@ CHANNELS = _define_size("channels", 40, "Channels of a frame.")
 FILTERS = _define_size("filters", 80, "Filters of the layer.")
 KERNEL_SIZE = _define_size("kernel_size", 3, "Height and width of the kernel.")
 ROUNDS = _define_size("rounds", 200, "Times that each function is called.")
-THREADS = flags.DEFINE_integer(
-    "threads",
-    0,
-    "Threads of TensorFlow. 0: one for each processor.",
-    lower_bound=0,
-    flag_values=FLAGS,
-)
+THREADS = report.define_threads(FLAGS)
 SEED = flags.DEFINE_integer(
     "seed",
     0,
@@ -195,8 +189,7 @@ def promised(changed):
 
 def main():
     """Measures what the flags describe; prints and writes the results."""
-    if THREADS.value:
-        tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
+    report.use_threads(THREADS.value)
     layer = {
         flag.name: flag.value
         for flag in (HEIGHT, WIDTH, CHANNELS, FILTERS, KERNEL_SIZE)

@@ -56,13 +56,7 @@ ROUNDS = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-THREADS = flags.DEFINE_integer(
-    "threads",
-    0,
-    "Threads of TensorFlow. 0: one for each processor.",
-    lower_bound=0,
-    flag_values=FLAGS,
-)
+THREADS = report.define_threads(FLAGS)
 SEED = flags.DEFINE_integer(
     "seed",
     0,
@@ -328,8 +322,7 @@ def main():
                 f"{IMPALA}, got {name!r}"
             )
     game = atari.short_name(GAME.value)
-    if THREADS.value:
-        tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
+    report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
     print(

@@ -35,6 +35,23 @@ def define_out(flag_values):
     return out
 
 
+def define_threads(flag_values):
+    """Defines the flag `--threads`, for `use_threads`."""
+    return flags.DEFINE_integer(
+        "threads",
+        0,
+        "Threads of TensorFlow. 0: one for each processor.",
+        lower_bound=0,
+        flag_values=flag_values,
+    )
+
+
+def use_threads(count):
+    """Has TensorFlow use so many threads, before it starts."""
+    if count:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+
+
 def _is_writable(path):
     if path is None:
         return True

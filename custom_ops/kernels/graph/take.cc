@@ -1,7 +1,8 @@
 #include "custom_ops/kernels/graph/take.h"
 
-#include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "custom_ops/kernels/graph/tiles.h"
 
@@ -74,7 +75,6 @@ class Taker {
       if (!numbers.valid(video_.order.data[t])) return "order";
     }
     for (int64_t i = 0; i < frames_.count; ++i) {
-      if (!numbers.valid(frames_.data[i])) return "frames";
       numbers.Mark(video_.order.data[frames_.data[i]], static_cast<int32_t>(i));
     }
     for (int64_t i = 0; i < count; ++i) {

@@ -50,6 +50,7 @@ struct TakenVideo {
 // Takes frames, by their places in `order`, in any order and as often as
 // wanted; what none of them shows is left out. Looks at integers only, once at
 // each. Returns what is wrong with the video, if it is not one of the graph.
+// Requires places that there are.
 std::string TakeFrames(const Graph& graph, const VideoView& video,
                        const View<int32_t>& frames, TakenVideo* taken);
 
