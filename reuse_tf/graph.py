@@ -75,6 +75,15 @@ class Node:
         return self.shape[0] * self.shape[1]
 
     @property
+    def all_variables(self):
+        """In the order of the line: its own, and those of its functions."""
+        return [
+            variable
+            for part in (self, *self.functions)
+            for variable in part.variables
+        ]
+
+    @property
     def has_patches(self):
         return self.kind in ("conv", "pool", "join") and not self.per_frame
 
@@ -395,7 +404,7 @@ def _add_conv(
             return kernel.value
         return tf.transpose(tf.reverse(kernel.value, [0, 1]), [0, 1, 3, 2])
 
-    def convolve(rows, patches, relu):
+    def convolve(rows, patches, relu, constant):
         weights = matrix()
         if groups > 1:  # a depthwise kernel has two last dimensions of filters
             weights = tf.reshape(
@@ -408,6 +417,7 @@ def _add_conv(
             bias.value if bias is not None else tf.zeros([0]),
             groups=groups,
             relu=relu,
+            constant=constant,
         )
 
     words = (shape[2], groups, int(bias is not None), int(transposed))
@@ -1284,10 +1294,7 @@ class Graph:
                 )
             )
         self.variables = [
-            variable
-            for node in nodes
-            for part in (node, *node.functions)
-            for variable in part.variables
+            variable for node in nodes for variable in node.all_variables
         ]
         self.frame_shape = nodes[0].shape
         self.patched = [node for node in nodes if node.has_patches]
@@ -1360,6 +1367,7 @@ class Graph:
             The outputs, `[T, ...]`, as the model gives them.
         """
         values = {}
+        constants = set()  # follow from the frames alone
         patches = dict(zip(self.patched, structure.patches, strict=True))
         for node in self.nodes:
             inputs = [values[i] for i in node.inputs]
@@ -1392,13 +1400,16 @@ class Graph:
                     relu = [f.words for f in functions[:1]] == [
                         ("activation", "relu")
                     ]
-                    rows = node.call(inputs[0], ids, relu)
+                    constant = node.inputs[0] in constants
+                    rows = node.call(inputs[0], ids, relu, constant)
                     functions = functions[relu:]
                 else:
                     rows = node.call(inputs[0], ids)
             for function in functions:
                 rows = function.call(rows)
             values[node] = rows
+            if constants.issuperset(node.inputs) and not node.all_variables:
+                constants.add(node)
         outputs = []
         for value in self.outputs:
             maps = self._maps(value.node, values[value.node], structure)

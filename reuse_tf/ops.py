@@ -327,6 +327,7 @@ def _patch_product_grad(op, gradient):
             gradient,
             groups=op.get_attr("groups"),
             relu=op.get_attr("relu"),
+            constant=op.get_attr("constant"),
         )
     )
     if bias.shape[0] == 0:

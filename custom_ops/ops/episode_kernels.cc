@@ -339,6 +339,7 @@ class PatchProductGradOp : public GuardedOp {
       : GuardedOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("groups", &groups_));
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
+    OP_REQUIRES_OK(context, context->GetAttr("constant", &constant_));
   }
 
   void DoCompute(OpKernelContext* context) override {
@@ -366,13 +367,13 @@ class PatchProductGradOp : public GuardedOp {
                    context->input(2).flat<float>().data(),
                    relu_ ? products.flat<float>().data() : nullptr,
                    gradient.flat<float>().data(), OpThreads(context),
-                   rows->flat<float>().data(), kernel->flat<float>().data(),
-                   bias->flat<float>().data());
+                   constant_ ? nullptr : rows->flat<float>().data(),
+                   kernel->flat<float>().data(), bias->flat<float>().data());
   }
 
  private:
   int64_t groups_ = 1;
-  bool relu_ = false;
+  bool relu_ = false, constant_ = false;
 };
 
 // PatchPool and its gradient.
@@ -485,8 +486,13 @@ class ContentProductOp : public GuardedOp {
                    OpThreads(context), products.flat<float>().data());
       Tensor* out = nullptr;
       OP_REQUIRES_OK(context, AllocateOutput(context, 0, {sums, units}, &out));
-      PoolPatches(Pooling::kSum, products.flat<float>().data(), units, ids,
-                  size, sums, out->flat<float>().data());
+      const float* parts = products.flat<float>().data();
+      float* to = out->flat<float>().data();
+      OpThreads(context)(
+          sums, size * (4 + units / 4), [=](int64_t begin, int64_t end) {
+            PoolPatches(Pooling::kSum, parts, units, ids + begin * size, size,
+                        end - begin, to + begin * units);
+          });
     }
   }
 };

@@ -122,6 +122,7 @@ ids: [T, height * width], by frame in the order of `order`.
 REGISTER_OP("ReuseTF>PatchProduct")
     .Attr("groups: int >= 1 = 1")
     .Attr("relu: bool = false")
+    .Attr("constant: bool = false")
     .Input("rows: float")
     .Input("patches: int32")
     .Input("kernel: float")
@@ -145,12 +146,15 @@ patches: [M, taps], each in [-1, U).
 kernel: [kernel height, kernel width, C / groups, filters].
 bias: [filters], or [0] for none.
 relu: Whether negative results become 0.
+constant: Whether nothing that is learned stands before `rows`: their gradient is
+  not computed then, and taken for zeros.
 products: [M, filters].
 )doc");
 
 REGISTER_OP("ReuseTF>PatchProductGrad")
     .Attr("groups: int >= 1 = 1")
     .Attr("relu: bool = false")
+    .Attr("constant: bool = false")
     .Input("rows: float")
     .Input("patches: int32")
     .Input("kernel: float")

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "custom_ops/kernels/arithmetic/leaf_weights.h"
 #include "custom_ops/kernels/arithmetic/matmul.h"
 #include "custom_ops/kernels/base/parallel.h"
 #include "custom_ops/kernels/base/sizes.h"
@@ -144,25 +145,14 @@ class DenseSum {
                      const RowOf& row_of, const float* weights,
                      const InstructionSet& set, const ParallelFor& parallel,
                      float* trees) const {
-    // So many at once that threads share wide layers, of few leaves, too.
-    constexpr int64_t kMostAtOnce = 32, kWorthSharing = 1 << 17;
-    const int64_t work = depth_ * units_;
-    const int64_t block = std::clamp<int64_t>(
-        kWorthSharing / std::max<int64_t>(work, 1), 1, kMostAtOnce);
-    const int64_t count = changes.size();
-    // The weights of a leaf are read by one thread.
-    const auto at = [&](int64_t i) {
-      i = std::min(i * block, count);
-      while (i > 0 && i < count && changes[i].leaf == changes[i - 1].leaf) ++i;
-      return changes.data() + i;
-    };
-    parallel((count + block - 1) / block, block * depth_ * (1 + units_ / 8),
-             [&](int64_t begin, int64_t end) {
-               Leaves(at(begin), at(end), row_of, weights, set, trees);
-             });
+    LeafWeights(weights, inputs_, depth_, units_)
+        .Multiply(
+            changes.size(), [&](int64_t i) { return changes[i].leaf; },
+            [&](int64_t i) { return row_of(changes[i]); },
+            [&](int64_t i) { return Node(changes[i], trees); }, set, parallel);
   }
 
-  // The same where a leaf is its inputs. Requires units == depth.
+  // Leaves that are known: row_of(change) points to the leaf itself.
   template <typename RowOf>
   void CopyLeaves(const std::vector<LeafChange>& changes, const RowOf& row_of,
                   float* trees) const {
@@ -194,57 +184,6 @@ class DenseSum {
   }
   float* Node(const LeafChange& change, float* trees) const {
     return trees + (change.stream * nodes() + NodeOf(change.leaf)) * units_;
-  }
-
-  template <typename RowOf>
-  void Leaves(const LeafChange* begin, const LeafChange* end,
-              const RowOf& row_of, const float* weights,
-              const InstructionSet& set, float* trees) const {
-    // From this many streams on, a leaf's weights are worth laying out for the
-    // matrix kernel.
-    constexpr int64_t kWorthPacking = 4;
-    thread_local std::vector<float> gathered, panels;
-    thread_local std::vector<const float*> rows, matrices;
-    thread_local std::vector<float*> nodes;
-    rows.clear();
-    matrices.clear();
-    nodes.clear();
-    const auto multiply_pairs = [&](int64_t depth) {
-      set.pairs(rows.data(), matrices.data(), rows.size(), depth, units_,
-                weights + inputs_ * units_, nodes.data());
-      rows.clear();
-      matrices.clear();
-      nodes.clear();
-    };
-    for (const LeafChange* run = begin; run < end;) {
-      const int64_t first = run->leaf * depth_;
-      const int64_t depth = std::min(depth_, inputs_ - first);
-      const float* b = weights + first * units_;
-      const LeafChange* next = run + 1;
-      while (next < end && next->leaf == run->leaf) ++next;
-      if (next - run < kWorthPacking) {
-        if (depth < depth_) multiply_pairs(depth_);  // of the leaves before
-        for (; run < next; ++run) {
-          rows.push_back(row_of(*run));
-          matrices.push_back(b);
-          nodes.push_back(Node(*run, trees));
-        }
-        if (depth < depth_) multiply_pairs(depth);
-        continue;
-      }
-      gathered.resize((next - run) * depth);
-      for (int64_t i = 0; i < next - run; ++i) {
-        std::memcpy(gathered.data() + i * depth, row_of(run[i]),
-                    depth * sizeof(float));
-      }
-      panels.resize(set.Padded(units_) * depth);
-      set.Pack(b, units_, depth, units_, panels.data());
-      set.Multiply(gathered.data(), depth, 1, next - run, depth, panels.data(),
-                   nullptr, units_,
-                   [&](int64_t i) { return Node(run[i], trees); });
-      run = next;
-    }
-    multiply_pairs(depth_);
   }
 
   int64_t inputs_, depth_, units_;

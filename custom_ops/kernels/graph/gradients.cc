@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "custom_ops/kernels/arithmetic/dense_sum.h"
+#include "custom_ops/kernels/arithmetic/leaf_weights.h"
 #include "custom_ops/kernels/arithmetic/rows.h"
 
 namespace reuse_tf {
@@ -158,6 +159,7 @@ void PatchGradients(const PatchShape& shape, const float* rows,
   for (int64_t group = 0; group < shape.groups; ++group) {
     KernelGradient(shape, group, rows, patches, of_outputs, parallel,
                    kernel_gradient, bias_gradient);
+    if (rows_gradient == nullptr) continue;
     RowsGradient(shape, group, patches, kernel, of_outputs, parallel,
                  rows_gradient);
   }
@@ -166,28 +168,63 @@ void PatchGradients(const PatchShape& shape, const float* rows,
 void PairProducts(const Pair* pairs, int64_t count, const float* rows,
                   int64_t channels, const float* weights, int64_t positions,
                   int64_t units, const ParallelFor& parallel, float* out) {
-  constexpr int64_t kBlock = 64;
-  const InstructionSet& set = ActiveInstructionSet();
-  const int64_t size = channels * units;
-  parallel((count + kBlock - 1) / kBlock, kBlock * (size / 8 + channels),
-           [=, &set](int64_t begin, int64_t end) {
-             const float* from[kBlock];
-             const float* matrices[kBlock];
-             float* to[kBlock];
-             for (int64_t block = begin; block < end; ++block) {
-               const int64_t first = block * kBlock;
-               const int64_t n = std::min(kBlock, count - first);
-               for (int64_t i = 0; i < n; ++i) {
-                 const Pair& pair = pairs[first + i];
-                 from[i] = rows + pair.row * channels;
-                 matrices[i] = weights + pair.position * size;
-                 to[i] = out + (first + i) * units;
-               }
-               set.pairs(from, matrices, n, channels, units,
-                         weights + positions * size, to);
-             }
-           });
+  LeafWeights(weights, positions * channels, channels, units)
+      .Multiply(
+          count, [=](int64_t i) { return pairs[i].position; },
+          [=](int64_t i) { return rows + pairs[i].row * channels; },
+          [=](int64_t i) { return out + i * units; }, ActiveInstructionSet(),
+          parallel);
 }
+
+namespace {
+
+// The gradients of the pairs [begin, end) of one position: of_rows [pairs,
+// channels] for their rows, and weights_gradient [channels, units].
+void PositionGradients(const Pair* pairs, int64_t begin, int64_t end,
+                       const float* rows, int64_t channels,
+                       const float* weights, int64_t units,
+                       const PairUses& uses, const float* gradient,
+                       const InstructionSet& set, float* of_rows,
+                       float* weights_gradient) {
+  const int64_t count = end - begin;
+  if (count == 0) {
+    std::fill_n(weights_gradient, channels * units, 0.f);
+    return;
+  }
+  thread_local std::vector<float> of_pairs, gathered, transposed, panels;
+  of_pairs.assign(count * units, 0.f);
+  gathered.resize(count * channels);
+  for (int64_t i = 0; i < count; ++i) {
+    float* of_pair = of_pairs.data() + i * units;
+    for (int64_t use = uses.starts[begin + i]; use < uses.starts[begin + i + 1];
+         ++use) {
+      const float* from = gradient + uses.contents[use] * units;
+      for (int64_t u = 0; u < units; ++u) of_pair[u] += from[u];
+    }
+    std::memcpy(gathered.data() + i * channels,
+                rows + pairs[begin + i].row * channels,
+                channels * sizeof(float));
+  }
+  // The gradients of the pairs, times the transposed weights.
+  transposed.resize(units * channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t u = 0; u < units; ++u) {
+      transposed[u * channels + c] = weights[c * units + u];
+    }
+  }
+  panels.resize(set.Padded(channels) * units);
+  set.Pack(transposed.data(), channels, units, channels, panels.data());
+  set.Multiply(of_pairs.data(), units, 1, count, units, panels.data(), nullptr,
+               channels, [&](int64_t i) { return of_rows + i * channels; });
+  // The rows, transposed, times the gradients of the pairs.
+  panels.resize(set.Padded(units) * count);
+  set.Pack(of_pairs.data(), units, count, units, panels.data());
+  set.Multiply(gathered.data(), 1, channels, channels, count, panels.data(),
+               nullptr, units,
+               [&](int64_t c) { return weights_gradient + c * units; });
+}
+
+}  // namespace
 
 PairUses::PairUses(const int32_t* ids, int64_t count, int64_t width,
                    int64_t pairs)
@@ -210,58 +247,45 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    int64_t units, const PairUses& uses, const float* gradient,
                    const ParallelFor& parallel, float* rows_gradient,
                    float* weights_gradient) {
-  // Each thread adds up the gradients of the pairs for itself, so that few wide
-  // parts take less in all, and many narrow ones keep more threads busy. Of 80
-  // channels on two: 650 ms with 8, 390 with 16, 270 to 350 with 40.
-  constexpr int64_t kChannels = 40;
+  // Of so many pairs at once the gradients of rows are kept, until they are
+  // added to those of the rows that they belong to.
+  constexpr int64_t kPairs = 1 << 14, kChannels = 16;
   const InstructionSet& set = ActiveInstructionSet();
-  // Each thread has channels of its own, of rows and of weights.
-  parallel((channels + kChannels - 1) / kChannels,
-           (count + positions) * (units + 2) * kChannels / 8,
-           [=, &set, &uses](int64_t begin, int64_t end) {
-             const int64_t first = begin * kChannels;
-             const int64_t width = std::min(channels, end * kChannels) - first;
-             const int64_t size = width * units;
-             std::vector<float> transposed(size), gathered, of_pairs, panels;
-             int64_t i = 0;
-             for (int64_t position = 0; position < positions; ++position) {
-               const int64_t at = (position * channels + first) * units;
-               const int64_t start = i;
-               while (i < count && pairs[i].position == position) ++i;
-               const int64_t n = i - start;
-               if (n == 0) {
-                 std::fill_n(weights_gradient + at, size, 0.f);
-                 continue;
+  std::vector<int64_t> starts(positions + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++starts[pairs[i].position + 1];
+  for (int64_t p = 0; p < positions; ++p) starts[p + 1] += starts[p];
+  std::vector<float> of_rows;
+  for (int64_t first = 0, last; first < positions; first = last) {
+    last = first + 1;
+    while (last < positions && starts[last + 1] - starts[first] <= kPairs) {
+      ++last;
+    }
+    const int64_t begin = starts[first], size = starts[last] - begin;
+    of_rows.resize(size * channels);
+    parallel(last - first,
+             (size / (last - first) + 1) * (channels / 4 + 1) * units,
+             [=, &set, &uses, &starts, &of_rows](int64_t from, int64_t to) {
+               for (int64_t p = first + from; p < first + to; ++p) {
+                 PositionGradients(
+                     pairs, starts[p], starts[p + 1], rows, channels,
+                     weights + p * channels * units, units, uses, gradient, set,
+                     of_rows.data() + (starts[p] - begin) * channels,
+                     weights_gradient + p * channels * units);
                }
-               for (int64_t c = 0; c < width; ++c) {
-                 for (int64_t u = 0; u < units; ++u) {
-                   transposed[u * width + c] = weights[at + c * units + u];
-                 }
+             });
+    // Each thread has channels of its own: no two write to the same place, and
+    // additions keep their order.
+    parallel((channels + kChannels - 1) / kChannels, size * kChannels / 4,
+             [=, &of_rows](int64_t from, int64_t to) {
+               const int64_t c = from * kChannels;
+               const int64_t end = std::min(channels, to * kChannels);
+               for (int64_t i = 0; i < size; ++i) {
+                 const float* of_row = of_rows.data() + i * channels;
+                 float* sum = rows_gradient + pairs[begin + i].row * channels;
+                 for (int64_t k = c; k < end; ++k) sum[k] += of_row[k];
                }
-               gathered.resize(n * width);
-               of_pairs.assign(n * units, 0.f);
-               for (int64_t k = 0; k < n; ++k) {
-                 float* of_pair = of_pairs.data() + k * units;
-                 for (int64_t use = uses.starts[start + k];
-                      use < uses.starts[start + k + 1]; ++use) {
-                   const float* from = gradient + uses.contents[use] * units;
-                   for (int64_t u = 0; u < units; ++u) of_pair[u] += from[u];
-                 }
-                 const int64_t row = pairs[start + k].row * channels + first;
-                 std::memcpy(gathered.data() + k * width, rows + row,
-                             width * sizeof(float));
-                 set.add_product(of_pair, transposed.data(), units, width,
-                                 rows_gradient + row);
-               }
-               // The rows, transposed, times the gradients.
-               panels.resize(set.Padded(units) * n);
-               set.Pack(of_pairs.data(), units, n, units, panels.data());
-               set.Multiply(gathered.data(), 1, width, width, n, panels.data(),
-                            nullptr, units, [&](int64_t c) {
-                              return weights_gradient + at + c * units;
-                            });
-             }
-           });
+             });
+  }
 }
 
 bool RunSums(const Run* runs, int64_t count, const float* values, int64_t units,

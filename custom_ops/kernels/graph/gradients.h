@@ -26,7 +26,7 @@ struct PatchShape {
 // channels / groups, filters] and bias_gradient [filters], which hold zeros
 // before. If relu_products is not null, it is the relu of the convolution, and
 // it is the gradient of this that is given. Patches are gathered block by
-// block.
+// block. That of rows is left out if rows_gradient is null.
 void PatchGradients(const PatchShape& shape, const float* rows,
                     const int32_t* patches, const float* kernel,
                     const float* relu_products, const float* gradient,

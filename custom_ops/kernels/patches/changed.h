@@ -25,6 +25,14 @@ inline void ForEachBit(const uint64_t* bits, int64_t words, const F& f) {
   }
 }
 
+// What a call of a library does for processors without an instruction for it.
+inline int64_t CountBits(uint64_t word) {
+  word -= word >> 1 & 0x5555555555555555u;
+  word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
+  word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int64_t>(word * 0x0101010101010101u >> 56);
+}
+
 // One bit for each pixel, lines padded to whole words.
 class PixelMask {
  public:
@@ -59,7 +67,9 @@ class PixelMask {
   }
   int64_t Count() const {
     int64_t count = 0;
-    for (const uint64_t word : bits_) count += __builtin_popcountll(word);
+    for (const uint64_t word : bits_) {
+      if (word != 0) count += CountBits(word);
+    }
     return count;
   }
   // The union, intersection and difference with a mask of the same shape.
@@ -208,12 +218,47 @@ inline int64_t FirstTap(int64_t first, int64_t dilation) {
 
 namespace internal {
 
+// to[i] |= from[i * stride], for bits i in [0, count).
+inline void TakeEvery(const uint64_t* from, int64_t stride, int64_t count,
+                      uint64_t* to) {
+  for (int64_t i = 0; i < count;) {
+    const int64_t x = i * stride;
+    const uint64_t word = from[x / 64];
+    // The bits of one word.
+    const int64_t end = std::min(count, (x / 64 * 64 + 63) / stride + 1);
+    if (word == 0) {
+      i = end;
+      continue;
+    }
+    for (; i < end; ++i) {
+      to[i / 64] |= (word >> (i * stride % 64) & 1) << (i % 64);
+    }
+  }
+}
+
+// to[i * stride] |= from[i].
+inline void SpreadOut(const uint64_t* from, int64_t words, int64_t stride,
+                      uint64_t* to) {
+  ForEachBit(from, words, [=](int64_t i) {
+    const int64_t x = i * stride;
+    to[x / 64] |= uint64_t{1} << (x % 64);
+  });
+}
+
+// The places of an axis at which tap 0 of a window may stand.
+inline int64_t Places(int64_t out, int64_t stride) {
+  return (out - 1) * stride + 1;
+}
+
 // Over the grid of a window; images begin at the lines given.
 inline void ChangedPositions(const Window& w, const PixelMask& mask,
                              int64_t mask_line, PixelMask* out,
                              int64_t out_line) {
+  if (w.out_width == 0) return;
   const int64_t words = mask.words();
-  thread_local std::vector<uint64_t> columns;
+  const int64_t places = Places(w.out_width, w.stride_width);
+  const int64_t place_words = (places + 63) / 64;
+  thread_local std::vector<uint64_t> columns, touched;
   columns.resize(words);
   for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
     const int64_t top = out_y * w.stride_height - w.pad_top;
@@ -227,77 +272,54 @@ inline void ChangedPositions(const Window& w, const PixelMask& mask,
       for (int64_t i = 0; i < words; ++i) any |= columns[i] |= line[i];
     }
     if (any == 0) continue;
-    // The outputs whose window covers x: out * stride + kx * dilation
-    // == x + pad, for some tap kx.
+    // The places whose window covers x: place + kx * dilation == x + pad, for
+    // some tap kx.
     uint64_t* hits = out->line(out_line + out_y);
-    if (w.stride_width == 1) {
-      for (int64_t kx =
-               FirstTap(w.out_width - 1 - w.pad_left, w.dilation_width);
-           kx < w.kernel_width; ++kx) {
-        const int64_t shift = w.pad_left - kx * w.dilation_width;
-        if (shift <= -w.width) break;
-        internal::OrShifted(columns.data(), words, shift, hits, out->words());
-      }
-      internal::Trim(w.out_width, hits);
-      continue;
+    uint64_t* to = hits;
+    if (w.stride_width > 1) {
+      touched.assign(place_words, 0);
+      to = touched.data();
     }
-    // Whichever are fewer: the taps under which x can be, or the outputs.
-    ForEachBit(columns.data(), words, [&](int64_t x) {
-      const int64_t most = x + w.pad_left;
-      if (w.kernel_width <= w.out_width) {
-        for (int64_t kx = 0; kx < w.kernel_width; ++kx) {
-          const int64_t at = most - kx * w.dilation_width;
-          if (at < 0) break;
-          const int64_t hit = at / w.stride_width;
-          if (hit * w.stride_width == at && hit < w.out_width) {
-            hits[hit / 64] |= uint64_t{1} << (hit % 64);
-          }
-        }
-        return;
-      }
-      for (int64_t hit = 0; hit < w.out_width; ++hit) {
-        const int64_t at = most - hit * w.stride_width;
-        if (at < 0) break;
-        const int64_t kx = at / w.dilation_width;
-        if (kx * w.dilation_width == at && kx < w.kernel_width) {
-          hits[hit / 64] |= uint64_t{1} << (hit % 64);
-        }
-      }
-    });
+    for (int64_t kx = FirstTap(places - 1 - w.pad_left, w.dilation_width);
+         kx < w.kernel_width; ++kx) {
+      const int64_t shift = w.pad_left - kx * w.dilation_width;
+      if (shift <= -w.width) break;
+      OrShifted(columns.data(), words, shift, to, place_words);
+    }
+    if (w.stride_width > 1) {
+      TakeEvery(to, w.stride_width, w.out_width, hits);
+    } else {
+      Trim(w.out_width, hits);
+    }
   }
 }
 
 inline void CoveredPixels(const Window& w, const PixelMask& out,
                           int64_t out_line, PixelMask* mask,
                           int64_t mask_line) {
+  if (w.out_width == 0) return;
   const int64_t words = mask->words();
-  thread_local std::vector<uint64_t> columns;
+  const int64_t places = Places(w.out_width, w.stride_width);
+  const int64_t place_words = (places + 63) / 64;
+  thread_local std::vector<uint64_t> columns, touched;
   for (int64_t out_y = 0; out_y < w.out_height; ++out_y) {
     const uint64_t* hits = out.line(out_line + out_y);
     uint64_t any = 0;
     for (int64_t i = 0; i < out.words(); ++i) any |= hits[i];
     if (any == 0) continue;
-    columns.assign(words, 0);
-    if (w.stride_width == 1) {
-      for (int64_t kx =
-               FirstTap(w.out_width - 1 - w.pad_left, w.dilation_width);
-           kx < w.kernel_width; ++kx) {
-        const int64_t shift = kx * w.dilation_width - w.pad_left;
-        if (shift >= w.width) break;
-        internal::OrShifted(hits, out.words(), shift, columns.data(), words);
-      }
-      internal::Trim(w.width, columns.data());
-    } else {
-      ForEachBit(hits, out.words(), [&](int64_t x) {
-        const int64_t left = x * w.stride_width - w.pad_left;
-        for (int64_t kx = FirstTap(left, w.dilation_width); kx < w.kernel_width;
-             ++kx) {
-          const int64_t at = left + kx * w.dilation_width;
-          if (at >= w.width) break;
-          columns[at / 64] |= uint64_t{1} << (at % 64);
-        }
-      });
+    if (w.stride_width > 1) {
+      touched.assign(place_words, 0);
+      SpreadOut(hits, out.words(), w.stride_width, touched.data());
+      hits = touched.data();
     }
+    columns.assign(words, 0);
+    for (int64_t kx = FirstTap(places - 1 - w.pad_left, w.dilation_width);
+         kx < w.kernel_width; ++kx) {
+      const int64_t shift = kx * w.dilation_width - w.pad_left;
+      if (shift >= w.width) break;
+      OrShifted(hits, place_words, shift, columns.data(), words);
+    }
+    Trim(w.width, columns.data());
     const int64_t top = out_y * w.stride_height - w.pad_top;
     for (int64_t ky = FirstTap(top, w.dilation_height); ky < w.kernel_height;
          ++ky) {
