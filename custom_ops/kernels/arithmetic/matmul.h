@@ -33,8 +33,8 @@ struct InstructionSet {
                 int64_t depth, int64_t columns, const float* end,
                 float* const* out);
   void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
-  void (*add_product)(const float* a, const float* b, int64_t depth,
-                      int64_t columns, float* out);
+  void (*lines)(const float* const* a, int64_t count, const float* b,
+                int64_t depth, int64_t columns, float* const* out);
   const Activation::Form* activations;
   int activation_count;
 

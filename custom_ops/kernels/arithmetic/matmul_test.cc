@@ -103,22 +103,28 @@ void TestPairs(const InstructionSet& set) {
   }
 }
 
-void TestAddProduct(const InstructionSet& set) {
+void TestLines(const InstructionSet& set) {
   Random random(13);
   for (int i = 0; i < 100; ++i) {
-    const int64_t depth = random.Int(1, 9), columns = random.Int(1, 40);
-    const std::vector<float> a = random.Floats(depth);
+    const int64_t depth = random.Int(1, 20), columns = random.Int(1, 70);
     const std::vector<float> b = random.Floats(depth * columns);
-    const std::vector<float> before = random.Floats(columns);
-    std::vector<float> out = before;
-    set.add_product(a.data(), b.data(), depth, columns, out.data());
-    for (int64_t c = 0; c < columns; ++c) {
-      reference::Sum want;
-      want.Add(before[c]);
-      for (int64_t k = 0; k < depth; ++k) {
-        want.Add(static_cast<double>(a[k]) * b[k * columns + c]);
-      }
-      CHECK(Near(out[c], want, depth + 1));
+    const int64_t count = random.Int(0, 9);
+    const std::vector<float> a = random.Floats(count * depth);
+    std::vector<float> out(count * (columns + 1), 77.f), want(columns);
+    std::vector<const float*> rows;
+    std::vector<float*> to;
+    for (int64_t r = 0; r < count; ++r) {
+      rows.push_back(a.data() + r * depth);
+      to.push_back(out.data() + r * (columns + 1));
+    }
+    set.lines(rows.data(), count, b.data(), depth, columns, to.data());
+    std::vector<float> panels(set.Padded(columns) * depth);
+    set.Pack(b.data(), columns, depth, columns, panels.data());
+    for (int64_t r = 0; r < count; ++r) {
+      set.Multiply(rows[r], depth, 1, 1, depth, panels.data(), nullptr, columns,
+                   [&](int64_t) { return want.data(); });
+      CHECK(SameBits(to[r], want.data(), columns));
+      CHECK(to[r][columns] == 77.f);
     }
   }
 }
@@ -271,7 +277,7 @@ int Main() {
   for (const InstructionSet* set : InstructionSets()) {
     TestMultiply(*set);
     TestPairs(*set);
-    TestAddProduct(*set);
+    TestLines(*set);
     TestConvolution(*set);
     TestSpecialValues(*set);
     TestSpecialValuesInGroups(*set);
