@@ -269,6 +269,21 @@ step_numpy.argtypes = [
 ]
 
 
+# Every step-th pixel of a screen, by addresses: (step, screen, height, width,
+# table, out) -> whether each has an entry below 256 in the table, of 256 numbers
+# of 16 bits.
+look_up = _functions.reuse_tf_look_up
+look_up.restype = ctypes.c_bool
+look_up.argtypes = [
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+]
+
+
 incremental_state = _ops.reuse_tf_incremental_state
 reset_state = _ops.reuse_tf_reset_state
 state_stats = _ops.reuse_tf_state_stats

@@ -6,12 +6,13 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 
+from reuse_tf import ops
+
 gym.register_envs(ale_py)
 
 _PREFIX, _SUFFIX = "ALE/", "-v5"
-# Stands for "not known yet" in a table of luminances. No colour of the
-# console's NTSC palette has it; one that had would be looked up every frame.
-_UNKNOWN = 1
+# Stands for "not known yet" in a table of luminances.
+_UNKNOWN = 256
 
 
 def games():
@@ -99,30 +100,33 @@ class _Frames(gym.ObservationWrapper):
 
     Converting the whole screen in the emulator costs 18 microseconds; reading
     its palette indices 1, and translating the pixels kept, at a downsample of
-    2, 10. The emulator does not tell its palette, so the table is filled from
-    its own grey screens as colours appear.
+    2, less than 5. The emulator does not tell its palette, so the table is
+    filled from its own grey screens as colours appear.
     """
 
     def __init__(self, env, downsample):
         super().__init__(env)
         self._ale = env.unwrapped.ale
         self._screen = np.empty(self._ale.getScreenDims(), np.uint8)
-        self._kept = self._screen[::downsample, ::downsample]
-        self._luminance = bytes([_UNKNOWN]) * 256
-        self._shape = (*self._kept.shape, 1)
+        self._luminance = np.full(256, _UNKNOWN, np.uint16)
+        # Of buffers that stay where they are.
+        self._source = (
+            downsample,
+            ops.address_of(self._screen),
+            *self._screen.shape,
+            ops.address_of(self._luminance),
+        )
+        kept = self._screen[::downsample, ::downsample]
+        self._shape = (*kept.shape, 1)
         self.observation_space = gym.spaces.Box(0, 255, self._shape, np.uint8)
 
     def observation(self, observation):
         del observation
         self._ale.getScreen(self._screen)
-        indices = self._kept.tobytes()
-        frame = indices.translate(self._luminance)
-        if _UNKNOWN in frame:
-            self._learn_colours()
-            frame = indices.translate(self._luminance)
-        return np.frombuffer(frame, np.uint8).reshape(self._shape)
-
-    def _learn_colours(self):
-        table = np.frombuffer(self._luminance, np.uint8).copy()
-        table[self._screen] = self._ale.getScreenGrayscale()
-        self._luminance = table.tobytes()
+        frame = np.empty(self._shape, np.uint8)
+        address = ops.address_of(frame)
+        if not ops.look_up(*self._source, address):
+            self._luminance[self._screen] = self._ale.getScreenGrayscale()
+            ops.look_up(*self._source, address)
+        frame.flags.writeable = False
+        return frame

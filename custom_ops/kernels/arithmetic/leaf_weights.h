@@ -40,7 +40,8 @@ class LeafWeights {
       while (i > 0 && i < end && leaf_of(i) == leaf_of(i - 1)) ++i;
       return i;
     };
-    parallel((count + block - 1) / block, block * depth_ * (1 + units_ / 8),
+    // Some twelve bytes of weights are read in a cycle.
+    parallel((count + block - 1) / block, block * depth_ * (1 + units_ / 3),
              [&](int64_t begin, int64_t end) {
                MultiplyRange(at(begin), at(end), leaf_of, row_of, out_of, set);
              });

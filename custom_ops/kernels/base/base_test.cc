@@ -1,4 +1,4 @@
-// Tests of parallel loops and of the floats' mode.
+// Tests of parallel loops, of the floats' mode and of reading screens.
 
 #include <atomic>
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "custom_ops/kernels/base/float_mode.h"
 #include "custom_ops/kernels/base/parallel.h"
+#include "custom_ops/kernels/base/screen.h"
 #include "custom_ops/kernels/testing/testing.h"
 
 namespace reuse_tf {
@@ -70,8 +71,38 @@ void TestShareWork() {
   }
 }
 
+void TestLookUpEvery() {
+  Random random(2);
+  for (int i = 0; i < 100; ++i) {
+    const int64_t height = random.Int(1, 9), width = random.Int(1, 9);
+    const int64_t step = random.Int(1, 4);
+    std::vector<uint8_t> screen(height * width);
+    for (uint8_t& index : screen) index = random.Int(0, 255);
+    std::vector<uint16_t> table(256);
+    for (uint16_t& value : table) {
+      value = random.Chance(99) ? random.Int(0, 255) : 256 + random.Int(0, 255);
+    }
+    std::vector<uint8_t> want;
+    bool known = true;
+    for (int64_t y = 0; y < height; y += step) {
+      for (int64_t x = 0; x < width; x += step) {
+        const uint16_t value = table[screen[y * width + x]];
+        want.push_back(value % 256);
+        known &= value < 256;
+      }
+    }
+    std::vector<uint8_t> out(want.size() + 1, 7);
+    CHECK(LookUpEvery(step, screen.data(), height, width, table.data(),
+                      out.data()) == known);
+    CHECK(out.back() == 7);
+    out.pop_back();
+    CHECK(out == want);
+  }
+}
+
 int Main() {
   TestFlushDenormals();
+  TestLookUpEvery();
   TestShareWork();
   return Report();
 }

@@ -12,20 +12,30 @@
 
 namespace reuse_tf {
 
-// A mix of `words` 32-bit words into 64 bits.
+// A mix of `count` 32-bit words into 64 bits.
 inline uint64_t HashWords(const int32_t* words, int64_t count) {
-  uint64_t h = 0x9e3779b97f4a7c15u ^ static_cast<uint64_t>(count);
-  const auto mix = [&h](uint64_t v) {
+  const auto mix = [](uint64_t h, uint64_t v) {
     h = (h ^ v) * 0xff51afd7ed558ccdu;
-    h ^= h >> 32;
+    return h ^ h >> 32;
   };
+  const auto pair = [words](int64_t i) {
+    uint64_t v;
+    std::memcpy(&v, words + i, sizeof(v));
+    return v;
+  };
+  uint64_t h = 0x9e3779b97f4a7c15u ^ static_cast<uint64_t>(count);
   int64_t i = 0;
-  for (; i + 2 <= count; i += 2) {
-    uint64_t pair;
-    std::memcpy(&pair, words + i, sizeof(pair));
-    mix(pair);
+  // Long keys in several chains, none of which waits for another.
+  if (count >= 16) {
+    uint64_t chains[4] = {h, ~h, h + 1, h + 2};
+    for (; i + 8 <= count; i += 8) {
+      for (int k = 0; k < 4; ++k) chains[k] = mix(chains[k], pair(i + 2 * k));
+    }
+    h = 0;
+    for (const uint64_t chain : chains) h = mix(h, chain);
   }
-  if (i < count) mix(static_cast<uint32_t>(words[i]));
+  for (; i + 2 <= count; i += 2) h = mix(h, pair(i));
+  if (i < count) h = mix(h, static_cast<uint32_t>(words[i]));
   return h;
 }
 
