@@ -18,10 +18,12 @@ from test_files import full_disk
 from reuse_tf import Runner, atari
 from reuse_tf.benchmark import __main__ as program
 from reuse_tf.benchmark import (
+    figures,
     grid,
     infer,
     layer,
     memory,
+    models,
     networks,
     replay,
     statistics,
@@ -99,7 +101,7 @@ def test_successive_sets_of_changes_differ():
 
 def test_functions_take_turns():
     calls = []
-    seconds, results = timing.alternate(
+    turns = timing.alternate(
         {
             name: lambda i, name=name: calls.append((name, i)) or (name, i)
             for name in "abc"
@@ -110,9 +112,10 @@ def test_functions_take_turns():
     order = "".join(name for name, _ in calls)
     assert order == "abc" + "abc" + "bca" + "cab"
     assert [i for _, i in calls] == [0] * 3 + [0] * 3 + [1] * 3 + [2] * 3
-    assert results == {name: (name, 2) for name in "abc"}
-    assert set(seconds) == set("abc")
-    assert all(times.shape == (3,) for times in seconds.values())
+    assert turns.results == {name: (name, 2) for name in "abc"}
+    for times in (turns.seconds, turns.processor):
+        assert set(times) == set("abc")
+        assert all(of.shape == (3,) for of in times.values())
     assert timing.medians({"a": np.array([1.0, 5.0, 2.0])}) == {"a": 2e6}
 
 
@@ -780,65 +783,240 @@ def test_statistics_are_printed_and_kept(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == output
 
 
+# -- Whole networks ----------------------------------------------------------
+
+
 def small_network(*_):
-    inputs = keras.Input((networks.SIZE, networks.SIZE, 3))
+    inputs = keras.Input((models.SIZE, models.SIZE, 3))
     x = keras.layers.Conv2D(2, 7, strides=7, activation="relu")(inputs)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, keras.layers.Dense(3)(x))
 
 
-@pytest.mark.parametrize("change", networks.CHANGES)
+@pytest.mark.parametrize("change", models.CHANGES)
 def test_a_network_is_measured(change):
-    frames = list(networks.frames_of_pixels(change, 6))
+    frames = list(models.frames_of_pixels(change, 6))
     differ = [np.any(a != b, -1).mean() for a, b in itertools.pairwise(frames)]
     low, high = {"none": (0, 0), "block": (0.005, 0.011), "all": (0.99, 1)}[
         change
     ]
     assert low <= min(differ) and max(differ) <= high
     row = networks.measure_steps(small_network(), frames, 3)
-    assert row["ratio"] == row["runner_ms"] / row["dense_ms"] > 0
-    assert row["processor_ratio"] > 0
+    assert tuple(row) == networks.COLUMNS
+    assert row["speed_up"] == row["dense_ms"] / row["runner_ms"] > 0
+    assert row["processor_speed_up"] == (
+        row["dense_processor_ms"] / row["runner_processor_ms"]
+    )
     assert (row["work"] == 0) == (change == "none")
     assert (row["work"] < 0.1) == (change != "all")
+    assert row["structure_ms"] == row["torch_ms"] == ""
 
 
-def test_a_game_is_measured_with_its_gradient():
-    frames = list(networks.frames_of_game("Pong", 8))
-    assert all(
-        f.shape == (1, 84, 84, 4) and f.dtype == np.uint8 for f in frames
-    )
-    assert np.any(frames[0] != frames[-1])
-    model = networks.impala(6)
-    assert sum(isinstance(x, keras.layers.Conv2D) for x in model.layers) == 15
-    row = networks.measure_gradient(model, np.concatenate(frames), 1)
-    assert row["ratio"] > 0 and np.isnan(row["work"])
+def test_times_are_means_of_medians():
+    def run(dense, runner):
+        times = {"dense": np.array(dense), "runner": np.array(runner)}
+        return timing.Turns(
+            times,
+            {name: 2 * of for name, of in times.items()},
+            {"dense": [np.ones(2)], "runner": [np.ones(2)]},
+        )
+
+    row = networks._row([run([1, 5], [1, 1]), run([9, 2], [2, 1])] * 2)
+    # Halfway between the two runs that there are of each.
+    assert row["dense_ms"] == pytest.approx(1e3 * (5 + 3.5) / 2)
+    assert row["runner_ms"] == pytest.approx(1e3 * (1.5 + 1) / 2)
+    assert row["dense_processor_ms"] == 2 * row["dense_ms"]
+    assert row["speed_up"] == pytest.approx(3.4)
+    assert row["processor_speed_up"] == pytest.approx(3.4)
 
 
 def test_networks_that_differ_are_an_error(monkeypatch):
     model = small_network()
-    frames = list(networks.frames_of_pixels("all", 3))
+    frames = list(models.frames_of_pixels("all", 3))
     monkeypatch.setattr(
         networks.Runner, "step", lambda self, frame: np.ones([1, 3])
     )
-    with pytest.raises(RuntimeError, match="off by"):
+    with pytest.raises(RuntimeError, match="runner is off by"):
         networks.measure_steps(model, frames, 1)
 
 
-def test_the_networks_command(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(networks, "application", small_network)
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("paper", (105, 80, 1)), ("nature", (84, 84, 4)), ("IMPALA", (84, 84, 4))],
+)
+def test_networks_of_games(network, shape):
+    model, frames = models.of_game(network, "Pong", 2, 12, seed=3)
+    assert frames.shape == (12, 2, *shape) and frames.dtype == np.uint8
+    assert np.any(frames[0] != frames[-1])
+    _, again = models.of_game(network, "Pong", 2, 12, seed=3)
+    np.testing.assert_array_equal(frames, again)
+    if network == "paper":
+        first, _ = atari.make("Pong", downsample=2).reset(seed=3)
+        np.testing.assert_array_equal(frames[0, 0], first)
+    else:  # Each screen is there for four frames.
+        np.testing.assert_array_equal(frames[1:, ..., :3], frames[:-1, ..., 1:])
+    logits, *_ = keras.tree.flatten(model(frames[0]))
+    assert logits.shape == (2, 6)
+    convolutions = sum(
+        isinstance(layer, keras.layers.Conv2D) for layer in model.layers
+    )
+    assert convolutions == {"paper": 2, "nature": 3, "IMPALA": 15}[network]
+
+
+def test_gradients_are_measured(monkeypatch):
+    model, frames = models.of_game("nature", "Pong", 1, 8)
+    frames = frames[:, 0]
+    batches = np.split(np.random.default_rng(0).permutation(8), 2)
+    for some in (None, batches):
+        # Plain Keras takes them of parts, of which the last is smaller.
+        row = networks.measure_gradient(model, frames, 2, 3, some)
+        assert tuple(row) == networks.COLUMNS
+        assert 0 < row["structure_ms"] < row["runner_ms"]
+        assert row["speed_up"] == row["dense_ms"] / row["runner_ms"]
+        assert row["work"] == row["torch_ms"] == ""
+    evaluate = Runner.__call__
+    monkeypatch.setattr(
+        Runner, "__call__", lambda self, frames: 2 * evaluate(self, frames)
+    )
+    with pytest.raises(RuntimeError, match="runner is off by"):
+        networks.measure_gradient(model, frames)
+
+
+@pytest.fixture
+def few_frames(monkeypatch):
+    """What takes seconds of whole networks."""
+    monkeypatch.setattr(models, "application", small_network)
+    monkeypatch.setattr(networks, "_WARM_UP_OF_GAMES", 4)
+    monkeypatch.setattr(networks, "_VIDEOS", 2)
+    monkeypatch.setattr(networks, "_FRAMES", 3)
+    monkeypatch.setattr(networks, "_BATCH", 3)
+
+
+NETWORKS = [
+    *("benchmark", "networks", "--networks=nature,VGG16", "--games=Pong"),
+    *("--streams=1,2", "--rounds=2", "--runs=1"),
+]
+
+
+def test_the_networks_command(few_frames, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)  # It is not installed.
     path = tmp_path / "networks.csv"
-    command = ["benchmark", "networks", "--networks=VGG16", "--rounds=1"]
-    program.main([*command, f"--out={path}"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[-3:]] == ["VGG16"] * 3
-    assert len(path.read_text().splitlines()) == 4
+    command = [*NETWORKS, f"--out={path}"]
+    program.main(command)
+    output = capsys.readouterr().out
+    assert "torch none" in output and "medians of 1 runs" in output
+    lines = [line for line in output.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    rows = rows_of(path)
+    measured = [
+        *(("nature", "Pong", "step", str(count)) for count in (1, 2)),
+        ("nature", "Pong", "gradient", "2"),
+        ("nature", "Pong", "minibatches", "2"),
+        *(("VGG16", change, "step", "1") for change in models.CHANGES),
+    ]
+    assert [tuple(row.values())[:4] for row in rows] == measured
+    assert list(rows[0]) == [
+        *("network", "frames", "what", "streams"),
+        *("reuse", "rounds", "runs", "seed", "threads"),
+        *("dense_ms", "runner_ms", "speed_up"),
+        *("dense_processor_ms", "runner_processor_ms", "processor_speed_up"),
+        *("structure_ms", "work", "torch_ms", "torch_processor_ms"),
+        *("tensorflow", "keras", "reuse_tf", "processor", "torch"),
+    ]
+    for row, printed in zip(rows, cells[2:], strict=True):
+        assert printed[:2] == [row["network"], row["frames"]]
+        assert printed[3:7] == [
+            f"{float(row[name]):.2f}"
+            for name in (
+                *("dense_ms", "runner_ms", "speed_up"),
+                "processor_speed_up",
+            )
+        ]
+        assert (printed[7] == "-") == (row["network"] == "nature")
+        assert (row["structure_ms"] == "") == (row["what"] == "step")
+        assert (row["work"] == "") == (row["what"] != "step")
+        assert row["torch_ms"] == row["torch_processor_ms"] == row["torch"]
+        assert row["torch"] == "" and printed[-2:] == ["-", "-"]
+    assert [printed[2] for printed in cells[2:6]] == [
+        *("step of 1", "step of 2", "gradient", "minibatches")
+    ]
+    # A row that is taken out is measured again, and nothing else.
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[4:]), encoding="utf-8")
+    measure, again = networks.Measurement.measure, []
+    monkeypatch.setattr(
+        networks.Measurement,
+        "measure",
+        lambda self, **how: again.append(self) or measure(self, **how),
+    )
     unparse()
-    with pytest.raises(SystemExit) as failure:
-        program.main(["benchmark", "networks", "--networks=VGG17"])
-    assert "VGG17" in failure.value.code
+    program.main(command)
+    assert again == [("nature", "Pong", "gradient", 2)]
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert kept[:-1] == lines[:3] + lines[4:]
+    # It is drawn, and by itself.
+    ((name, figure),) = figures.draw(figures.read([path]))
+    assert name == "networks" and len(figure.axes) == 2
 
 
-def test_a_promise_is_a_part_of_the_time_of_plain_keras():
-    assert networks.promised("none", 0) == 0.03
-    assert networks.promised("all", 1) == 1.3
-    assert networks.promised("block", 0.1) == pytest.approx(0.16)
+def test_networks_beside_pytorch(few_frames, capsys, tmp_path):
+    pytest.importorskip("torch")
+    path = tmp_path / "networks.csv"
+    program.main([*NETWORKS, f"--out={path}"])
+    for row in rows_of(path):
+        is_there = row["network"] == "nature" and row["what"] == "step"
+        for name in ("torch_ms", "torch_processor_ms"):
+            assert bool(row[name]) == is_there
+        assert not is_there or float(row["torch_ms"]) > 0
+        assert row["torch"]
+    assert f"torch {row['torch']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("network", models.GAME_NETWORKS)
+def test_networks_in_pytorch_are_those_of_keras(network, channels_last):
+    pytest.importorskip("torch")
+    from reuse_tf.benchmark import pytorch
+
+    model, frames = models.of_game(network, "Pong", 2, 1)
+    for weight in model.weights:  # Biases, which begin with zeros.
+        weight.assign(weight + 0.01)
+    same = pytorch.Network(model, channels_last)
+    outputs = same(same.frames(frames[0]))
+    keras.tree.map_structure(
+        lambda got, want: np.testing.assert_allclose(
+            got, want, rtol=1e-4, atol=1e-4 * np.max(np.abs(want))
+        ),
+        outputs,
+        model(frames[0]),
+    )
+
+
+def test_other_layers_are_not_for_pytorch():
+    pytest.importorskip("torch")
+    from reuse_tf.benchmark import pytorch
+
+    with pytest.raises(ValueError, match="GlobalAveragePooling2D"):
+        pytorch.Network(small_network(), False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    {
+        "--networks=VGG17": "VGG17",
+        "--games=Pnog": "Pong",
+        "--streams=1,0": "streams",
+        "--streams=": "streams",
+        "--rounds=0": "rounds",
+        "--runs=0": "runs",
+        "--game=Pong": "game",
+    }.items(),
+)
+def test_a_bad_argument_of_networks_is_one_clear_line(argument, named):
+    assert named in failure_of("networks", argument)
+
+
+def test_a_promise_is_of_times_as_fast_as_plain_keras():
+    assert networks.promised("none", 0) == pytest.approx(100 / 3)
+    assert networks.promised("all", 1) == pytest.approx(1 / 1.3)
+    assert networks.promised("block", 0.1) == pytest.approx(1 / 0.16)

@@ -261,6 +261,63 @@ def test_the_layer(tmp_path):
     )
 
 
+def test_networks(tmp_path):
+    def row(network, frames, what, streams, speed_up, seed=0):
+        return {
+            "network": network,
+            "frames": frames,
+            "what": what,
+            "streams": streams,
+            "seed": seed,
+            "speed_up": speed_up,
+        }
+
+    rows = [
+        row(network, game, what, streams, factor * (i + 1))
+        for network, factor in (("paper", 20), ("nature", 2))
+        for game in ("Pong", "Breakout")
+        for i, (what, streams) in enumerate(
+            [("step", 1), ("step", 8), ("gradient", 8), ("minibatches", 8)]
+        )
+    ]
+    rows += [
+        row(network, change, "step", 1, times)
+        for network in ("VGG16", "ResNet50")
+        for change, times in (("none", 500), ("block", 4), ("all", 0.9))
+    ]
+    # Of a bar that was measured several times, the median.
+    rows += [
+        row("VGG16", "all", "step", 1, times, seed)
+        for seed, times in enumerate([8, 0.1, 0.9, 0.9], start=1)
+    ]
+    figure = drawn(tmp_path, rows)["networks"]
+    paper, nature, applications = figure.axes
+    for axes, title, names in (
+        (paper, "paper", ["Pong", "Breakout"]),
+        (nature, "nature", []),  # as beside it
+        (applications, "keras.applications", ["VGG16", "ResNet50"]),
+    ):
+        assert axes.get_title() == title
+        assert labels(axes.get_yticklabels()) == names
+        assert axes.get_xscale() == "log"
+        assert list(axes.get_lines()[0].get_xdata()) == [1, 1]
+    for axes, times in (
+        (paper, [20, 40, 60, 80]),
+        (nature, [2, 4, 6, 8]),
+        (applications, [500, 4, 0.9]),
+    ):
+        widths = [[bar.get_width() for bar in of] for of in axes.containers]
+        np.testing.assert_allclose(widths, [[t, t] for t in times])
+    assert labels(applications.texts)[::2] == ["500×", "4.0×", "0.9×"]
+    (legend,) = figure.legends
+    assert labels(legend.get_texts()) == [
+        *("step of 1", "step of 8", "gradient", "minibatches"),
+        *("nothing changes", "a block", "everything"),
+    ]
+    (alone,) = drawn(tmp_path, rows[:8])["networks"].axes
+    assert alone.get_title() == "paper"
+
+
 def test_the_program(tmp_path, capsys):
     path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
     out = tmp_path / "new" / "figures"

@@ -30,16 +30,28 @@ STATISTICS = {
 }
 # A column by which files of each kind are known, and the others that are
 # numbers and in every row.
-_KINDS = {"plays": "mode", "layer": "target", "statistics": "box"}
+_KINDS = {
+    "plays": "mode",
+    "layer": "target",
+    "statistics": "box",
+    "networks": "network",
+}
 _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
     "layer": ("changed", "eager_speed_up", "eager_net"),
     "statistics": ("downsample", *STATISTICS),
+    "networks": ("streams", "speed_up"),
 }
 _TEXTS = {
     "plays": ("game", "filters", "column"),
     "layer": ("change",),
     "statistics": ("game",),
+    "networks": ("network", "frames", "what"),
+}
+_CHANGES = {
+    "none": "nothing changes",
+    "block": "a block",
+    "all": "everything",
 }
 _PAPER = pathlib.Path(__file__).with_name("paper_seconds.csv")
 _PAPER_COLUMN = "the paper, reuse"
@@ -74,8 +86,8 @@ def read(paths):
         paths: CSV files, as the benchmark's commands write them.
 
     Returns:
-        A dict of tables: `"plays"` of the commands infer and train, `"layer"`
-        and `"statistics"`, as far as there are such files.
+        A dict of tables: `"plays"` of the commands infer and train, `"layer"`,
+        `"statistics"` and `"networks"`, as far as there are such files.
 
     Raises:
         ValueError: If a file cannot be read, or is of no such kind.
@@ -150,6 +162,8 @@ def draw(tables):
             yield f"statistics_d{downsample}", statistics(rows, downsample)
     if "layer" in tables:
         yield "layer", layer(tables["layer"])
+    if len(tables.get("networks", ())):
+        yield "networks", networks(tables["networks"])
 
 
 def heatmap(rows, setting):
@@ -408,6 +422,74 @@ def layer(rows):
     axes.set_xticks(ticks, labels=ticks, minor=False)
     axes.set_xticks([], minor=True)
     _number_axis(axes.yaxis)
+    return figure
+
+
+def networks(rows):
+    """Draws how many times as fast as plain Keras whole networks are.
+
+    Args:
+        rows: Rows of the benchmark of networks.
+
+    Returns:
+        A figure of one axes for each network of games, which holds a group of
+        bars per game, and one for all models of keras.applications.
+    """
+    kind = "step of " + rows["streams"].astype(str)
+    rows = rows.assign(kind=rows["what"].where(rows["what"] != "step", kind))
+    of_pixels = rows["frames"].isin(_CHANGES)
+    panels = [
+        (network, games, "frames", "kind")
+        for network, games in rows[~of_pixels].groupby("network", sort=False)
+    ]
+    if of_pixels.any():
+        pixels = rows[of_pixels].replace({"frames": _CHANGES})
+        panels.append(("keras.applications", pixels, "network", "frames"))
+    kinds = pandas.unique(
+        pandas.concat([part[hue] for _, part, _, hue in panels])
+    )
+    palette = dict(zip(kinds, seaborn.color_palette("deep"), strict=False))
+    most = max(len(part.groupby([y, hue])) for _, part, y, hue in panels)
+    figure, ((*axes,),) = _figure(
+        height=0.2 * most + 1.2, columns=len(panels), squeeze=False
+    )
+    handles, shown = {}, None
+    for panel, (title, part, y, hue) in zip(axes, panels, strict=True):
+        seaborn.barplot(
+            part,
+            y=y,
+            x="speed_up",
+            hue=hue,
+            palette=palette,
+            estimator="median",
+            errorbar=None,
+            ax=panel,
+        )
+        for bars in panel.containers:
+            panel.bar_label(bars, fmt=_times, padding=2, fontsize=8)
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xscale("log")
+        least, most = part["speed_up"].min(), part["speed_up"].max()
+        panel.set_xlim(min(0.5, 0.8 * least), 5 * max(1, most))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_title(title, fontsize=10)
+        panel.set(xlabel="", ylabel="")
+        # Panels beside each other that play the same games share their names.
+        names = list(pandas.unique(part[y]))
+        panel.tick_params(labelleft=names != shown)
+        shown = names
+        new, labels = panel.get_legend_handles_labels()
+        handles |= dict(zip(labels, new, strict=True))
+        panel.get_legend().remove()
+    figure.supxlabel("times as fast as plain Keras", fontsize=10)
+    figure.legend(
+        handles.values(),
+        handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        fontsize=8,
+        columnspacing=1,
+    )
     return figure
 
 

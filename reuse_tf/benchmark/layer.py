@@ -138,7 +138,7 @@ def measure(
     for i in range(len(frames)):
         eager(frame(i))
     before = eager.stats
-    seconds, results = timing.alternate(
+    turns = timing.alternate(
         {
             "dense": lambda i: dense_function(frame(i)),
             "eager": lambda i: eager(frame(i)),
@@ -154,11 +154,11 @@ def measure(
     )
     after = eager.stats
     for name in ("eager", "graph"):
-        _check_equal(results["dense"], results[name])
+        _check_equal(turns.results["dense"], turns.results[name])
     changed = (after.recomputed_positions - before.recomputed_positions) / (
         after.positions - before.positions
     )
-    medians = timing.medians(seconds)
+    medians = timing.medians(turns.seconds)
     row = {"changed": changed}
     row.update((f"{name}_us", median) for name, median in medians.items())
     for way in ("eager", "graph"):

@@ -1,42 +1,70 @@
-"""Whole networks: a runner against plain Keras, by what of a frame changes.
+"""Whole networks: a runner against plain Keras, on games and random pixels.
 
-Those of keras.applications at 224x224, batch 1, with random statistics. Frames
-of random pixels, of which nothing changes, a block of 16x16 that is elsewhere
-each time, or everything. And IMPALA's small residual network (Espeholt et al.,
-2018, arXiv 1802.01561) on four stacked frames, 84x84, of a game that is played
-at random: its steps, and the gradient of an episode. Plain Keras runs in a
-`tf.function`. Results in `--out` are kept: only what is missing is measured.
+Networks of games, for each game, which is played at random: the package's own
+policy (paper), three convolutions with strides (nature) and a residual network
+(IMPALA). Of them are measured steps of several environments side by side; the
+gradient of 8 videos of 128 frames, given as frames, whose structure is found
+each time; and the gradients of 4 shuffled minibatches of 256 of these frames,
+taken of their structure. Models of keras.applications at 224x224, batch 1, with
+random statistics: steps through frames of random pixels, of which nothing
+changes, a block of 16x16 that is elsewhere each time, or everything.
+
+Plain Keras runs in a `tf.function`, and takes gradients of 256 frames at once.
+Steps of networks of games are made by PyTorch too, where it is installed, on
+one thread. Times are means over the steps, of medians over the runs. Results in
+`--out` are kept: only what is missing is measured. A row without PyTorch stays
+one, until it is taken out.
 """
 
+import collections
+import functools
+import importlib.metadata
+import importlib.util
 import time
+from typing import NamedTuple
 
-import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from reuse_tf import atari
-from reuse_tf.atari.games import full_id
-from reuse_tf.benchmark import report, timing
+from reuse_tf.benchmark import models, report, timing
 from reuse_tf.runner import Runner
 
-SIZE, BLOCK = 224, 16
-CHANGES = ("none", "block", "all")
-IMPALA = "IMPALA"
-# Of a runner, before anything is timed: it has chosen its kinds of reuse then.
-_WARM_UP = 80
-# Frames of which plain Keras takes the gradient at once, for its memory.
-_CHUNK = 64
-# What tells the rows of a file apart.
-KEY = ("network", "change", "reuse", "rounds", "seed", "threads")
+# Steps of a runner before anything is timed, for it to choose its kinds of
+# reuse and fill its tables: by change, and of games. Where everything is new,
+# few are enough.
+_WARM_UP = {"none": 80, "block": 80, "all": 10}
+_WARM_UP_OF_GAMES = 500
+# What gradients are taken of.
+_VIDEOS, _FRAMES, _BATCH = 8, 128, 256
 
 FLAGS = flags.FlagValues()
 NETWORKS = flags.DEFINE_list(
     "networks",
-    ["MobileNetV2", "ResNet50", "DenseNet121", "EfficientNetB0", "VGG16"]
-    + [IMPALA],
-    f"Names of models in keras.applications, and {IMPALA}.",
+    [*models.GAME_NETWORKS]
+    + ["MobileNetV2", "ResNet50", "DenseNet121", "EfficientNetB0", "VGG16"],
+    f"Of {', '.join(models.GAME_NETWORKS)} and the names of models in "
+    "keras.applications.",
+    flag_values=FLAGS,
+)
+GAMES = flags.DEFINE_list(
+    "games",
+    ["Pong", "Breakout", "SpaceInvaders", "Frostbite"],
+    "What networks of games play.",
+    flag_values=FLAGS,
+)
+STREAMS = flags.DEFINE_list(
+    "streams",
+    ["1", "8"],
+    "Environments side by side, in steps of networks of games.",
+    flag_values=FLAGS,
+)
+flags.register_validator(
+    "streams",
+    lambda values: values and all(v.isdecimal() and int(v) for v in values),
+    message="must be positive integers separated by commas",
     flag_values=FLAGS,
 )
 REUSE = flags.DEFINE_enum(
@@ -46,13 +74,17 @@ REUSE = flags.DEFINE_enum(
     "The runner's kind of reuse.",
     flag_values=FLAGS,
 )
-GAME = flags.DEFINE_string(
-    "game", "Pong", f"What {IMPALA} plays.", flag_values=FLAGS
-)
 ROUNDS = flags.DEFINE_integer(
     "rounds",
-    25,
-    "Times that each function is called.",
+    50,
+    "Steps that are timed.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+RUNS = flags.DEFINE_integer(
+    "runs",
+    3,
+    "How often to measure everything: these steps, and gradients.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -60,7 +92,7 @@ THREADS = report.define_threads(FLAGS)
 SEED = flags.DEFINE_integer(
     "seed",
     0,
-    "Decides weights and frames.",
+    "Decides weights, games, actions and frames.",
     lower_bound=0,
     upper_bound=2**31 - 1,
     flag_values=FLAGS,
@@ -68,147 +100,238 @@ SEED = flags.DEFINE_integer(
 OUT = report.define_out(FLAGS)
 
 
-def application(name, seed=0):
-    """A model of keras.applications with random statistics.
+class Measurement(NamedTuple):
+    """What is measured for a row.
+
+    Attributes:
+        network: One of `models.GAME_NETWORKS`, or of keras.applications.
+        frames: A game, or one of `models.CHANGES`.
+        what: `"step"`, `"gradient"` or `"minibatches"`.
+        streams: Environments side by side.
+    """
+
+    network: str
+    frames: str
+    what: str
+    streams: int
+
+    def measure(self, *, reuse, rounds, runs, seed):
+        """Measures it; returns what `measure_steps` or `measure_gradient` do.
+
+        Args:
+            reuse: The runner's, of steps.
+            rounds: Steps that are timed.
+            runs: How often to measure.
+            seed: Decides weights, games, actions and frames.
+        """
+        if self.network not in models.GAME_NETWORKS:
+            frames = models.frames_of_pixels(
+                self.frames, _WARM_UP[self.frames] + rounds, seed
+            )
+            model = models.application(self.network, seed)
+            return measure_steps(model, list(frames), rounds, runs, reuse)
+        is_step = self.what == "step"
+        model, frames = models.of_game(
+            self.network,
+            self.frames,
+            self.streams,
+            _WARM_UP_OF_GAMES + rounds if is_step else _FRAMES,
+            seed,
+        )
+        if is_step:
+            return measure_steps(
+                model, frames, rounds, runs, reuse, beside_pytorch=True
+            )
+        frames = np.concatenate(frames.swapaxes(0, 1))  # video after video
+        batches = None
+        if self.what == "minibatches":
+            order = np.random.default_rng(seed).permutation(len(frames))
+            batches = order.reshape(-1, _BATCH)
+        return measure_gradient(model, frames, runs, _BATCH, batches)
+
+
+# What tells the rows of a file apart, and what is measured.
+KEY = (*Measurement._fields, "reuse", "rounds", "runs", "seed", "threads")
+COLUMNS = (
+    *("dense_ms", "runner_ms", "speed_up"),
+    *("dense_processor_ms", "runner_processor_ms", "processor_speed_up"),
+    *("structure_ms", "work", "torch_ms", "torch_processor_ms"),
+)
+
+
+def measurements(networks, games, streams):
+    """Yields the `Measurement`s of networks, games and numbers of streams."""
+    for network in networks:
+        if network in models.GAME_NETWORKS:
+            for game in games:
+                for count in streams:
+                    yield Measurement(network, game, "step", count)
+                for what in ("gradient", "minibatches"):
+                    yield Measurement(network, game, what, _VIDEOS)
+        else:
+            for change in models.CHANGES:
+                yield Measurement(network, change, "step", 1)
+
+
+def measure_steps(
+    model, frames, rounds, runs=1, reuse="auto", beside_pytorch=False
+):
+    """Measures a runner's steps through frames that follow each other.
 
     Args:
-        name: Such as `"MobileNetV2"`.
-        seed: Decides its weights.
+        model: A Keras model.
+        frames: At least `rounds` batches, uint8 `[N, H, W, C]`; all but the
+            last `rounds` are not timed.
+        rounds: How many steps to time.
+        runs: How often, each time with a new runner.
+        reuse: The runner's.
+        beside_pytorch: Whether to measure PyTorch too, if it is installed.
 
     Returns:
-        A Keras model of 224x224x3 that gives logits.
+        A dict of `COLUMNS`: of plain Keras (dense), the runner and PyTorch the
+        milliseconds of a step, and of the processor's time; how many times as
+        fast as plain Keras the runner is, by both; and `work`, the
+        multiply-adds that it makes of those of a dense network.
+
+    Raises:
+        RuntimeError: If the results differ.
     """
-    keras.utils.set_random_seed(seed)
-    model = getattr(keras.applications, name)(
-        weights=None, input_shape=(SIZE, SIZE, 3), classifier_activation=None
-    )
-    generator = np.random.default_rng(seed)
-    for weight in model.weights:
-        # Of normalizations, whose first ones would leave no trace.
-        if weight.path.endswith(("gamma", "variance")):
-            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
-        elif weight.path.endswith(("beta", "mean")):
-            weight.assign(generator.normal(0, 0.1, weight.shape))
-    return model
+    timed = frames[-rounds:]
+    tensors = [tf.constant(f, model.inputs[0].dtype) for f in timed]
+    function = tf.function(functools.partial(model, training=False))
+
+    def dense(i):
+        outputs = function(tensors[i])
+        return keras.tree.map_structure(lambda x: x.numpy(), outputs)
+
+    in_pytorch = None
+    if beside_pytorch and _has_pytorch():
+        from reuse_tf.benchmark import pytorch
+
+        in_pytorch = pytorch.fastest(model, timed)
+    turns = []
+    for _ in range(runs):
+        runner = Runner(model, reuse)
+        for batch in frames[:-rounds]:
+            runner.step(batch)
+        before = _work(runner.stats)
+        dense(0)  # The first time takes longer.
+
+        def reused(i, runner=runner):
+            return runner.step(timed[i])
+
+        calls = {"dense": dense, "runner": reused}
+        turns.append(timing.alternate(calls, rounds, warm_up=0))
+        if in_pytorch is not None:
+            # By itself: in between it would leave less of the caches to both.
+            beside = timing.alternate({"torch": in_pytorch}, rounds)
+            for measured, more in zip(turns[-1], beside, strict=True):
+                measured.update(more)
+    made, whole = _work(runner.stats) - before
+    return {**_row(turns), "work": made / whole}
 
 
-def impala(num_actions, seed=0):
-    """IMPALA's small residual network: 15 convolutions, a policy and a value.
+def measure_gradient(model, frames, runs=1, chunk=_BATCH, batches=None):
+    """Measures the gradient of frames with respect to all weights.
 
     Args:
-        num_actions: Of the policy.
-        seed: Decides its weights.
+        model: A Keras model.
+        frames: uint8 `[T, H, W, C]`.
+        runs: How often to take it.
+        chunk: The most frames that plain Keras is given at once.
+        batches: Minibatches, arrays of places in `frames`, of each of which to
+            take the gradient. The runner takes their structures of that of all
+            frames, which it has beforehand. If None, the gradient is that of
+            all frames, whose structure is found each time.
 
     Returns:
-        A Keras model of 84x84x4 that gives `[logits, value]`.
+        A dict as that of `measure_steps`, of the time of all minibatches; and
+        `structure_ms`: the part of the runner's in which structures are found,
+        or taken. The `work` is not counted.
+
+    Raises:
+        RuntimeError: If the results differ.
     """
-    keras.utils.set_random_seed(seed)
-    layers = keras.layers
+    runner = Runner(model)
+    if batches is None:
+        batches = [np.arange(len(frames))]
 
-    def convolution(x, filters):
-        return layers.Conv2D(filters, 3, padding="same")(x)
+        def structure_of(_):
+            return runner.structure(frames)
+    else:
+        structure_of = runner.structure(frames).take
 
-    inputs = keras.Input((84, 84, 4))
-    x = layers.Rescaling(1 / 255)(inputs)
-    for filters in (16, 32, 32):
-        x = convolution(x, filters)
-        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
-        for _ in range(2):
-            y = convolution(layers.ReLU()(x), filters)
-            y = convolution(layers.ReLU()(y), filters)
-            x = layers.Add()([x, y])
-    x = layers.Flatten()(layers.ReLU()(x))
-    x = layers.Dense(256, activation="relu")(x)
-    return keras.Model(
-        inputs, [layers.Dense(num_actions)(x), layers.Dense(1)(x)]
+    def gradient(network, inputs):
+        with tf.GradientTape() as tape:
+            outputs = keras.tree.flatten(network(inputs))
+            loss = tf.add_n([tf.reduce_sum(tf.sin(x)) for x in outputs])
+        return tape.gradient(loss, model.trainable_variables)
+
+    plain = functools.partial(model, training=False)
+    of_chunk = tf.function(
+        functools.partial(gradient, plain), reduce_retracing=True
     )
+    tensors = [
+        [
+            tf.constant(frames[batch[i : i + chunk]], model.inputs[0].dtype)
+            for i in range(0, len(batch), chunk)
+        ]
+        for batch in batches
+    ]
+
+    def dense(_):
+        return [
+            [tf.add_n(parts) for parts in zip(*map(of_chunk, of), strict=True)]
+            for of in tensors
+        ]
+
+    structure_seconds = []
+
+    def reused(_):
+        gradients, seconds = [], 0.0
+        for batch in batches:
+            begin = time.perf_counter()
+            structure = structure_of(batch)
+            seconds += time.perf_counter() - begin
+            gradients.append(gradient(runner, structure))
+        structure_seconds.append(seconds)
+        return gradients
+
+    of_chunk(tensors[0][0])  # The first time takes longer.
+    reused(0)
+    calls = {"dense": dense, "runner": reused}
+    row = _row(timing.alternate(calls, 1, warm_up=0) for _ in range(runs))
+    structure_ms = 1e3 * float(np.median(structure_seconds[1:]))
+    return {**row, "structure_ms": structure_ms}
 
 
-def frames_of_pixels(change, count, seed=0):
-    """Makes frames of random pixels.
-
-    Args:
-        change: From frame to frame, one of `CHANGES`.
-        count: How many to make.
-        seed: Decides the pixels.
-
-    Yields:
-        uint8 `[1, 224, 224, 3]`.
-    """
-    generator = np.random.default_rng(seed)
-
-    def pixels(size):
-        return generator.integers(0, 256, (1, size, size, 3), np.uint8)
-
-    still, block = pixels(SIZE), pixels(BLOCK)
-    for _ in range(count):
-        frame = still.copy() if change != "all" else pixels(SIZE)
-        if change == "block":
-            y, x = generator.integers(0, SIZE - BLOCK + 1, 2)
-            frame[:, y : y + BLOCK, x : x + BLOCK] = block
-        yield frame
+def _row(runs):
+    """The columns of times: means over the rounds of medians over the runs."""
+    times = collections.defaultdict(list)
+    for turns in runs:
+        for name, result in turns.results.items():
+            _check_equal(name, result, turns.results["dense"])
+            times[f"{name}_ms"].append(turns.seconds[name])
+            times[f"{name}_processor_ms"].append(turns.processor[name])
+    row = dict.fromkeys(COLUMNS, "")
+    for column, seconds in times.items():
+        row[column] = 1e3 * float(np.median(seconds, 0).mean())
+    for clock in ("", "processor_"):
+        row[f"{clock}speed_up"] = (
+            row[f"dense_{clock}ms"] / row[f"runner_{clock}ms"]
+        )
+    return row
 
 
-def frames_of_game(game, count, seed=0):
-    """Plays a game at random.
-
-    Args:
-        game: Such as `"Pong"`.
-        count: How many frames to make.
-        seed: Decides the game and the actions.
-
-    Yields:
-        uint8 `[1, 84, 84, 4]`: the last four screens, in grey.
-    """
-    env = gym.make_vec(
-        full_id(game), 1, vectorization_mode="vector_entry_point"
-    )
-    actions = np.random.default_rng(seed)
-    screens, _ = env.reset(seed=seed)
-    for _ in range(count):
-        yield np.ascontiguousarray(np.moveaxis(screens, 1, -1))
-        action = actions.integers(env.single_action_space.n, size=1)
-        screens, *_ = env.step(action)
-    env.close()
-
-
-def _compare(functions, rounds):
-    """Times `"dense"` and `"runner"` in turns, and checks their results."""
-    processor = {name: [] for name in functions}
-
-    def timed(name):
-        def call(i):
-            begin = time.process_time()
-            result = functions[name](i)
-            processor[name].append(time.process_time() - begin)
-            return result
-
-        return call
-
-    seconds, results = timing.alternate(
-        {name: timed(name) for name in functions}, rounds
-    )
-    _check_equal(results["dense"], results["runner"])
-    wall = {name: 1e3 * np.median(s) for name, s in seconds.items()}
-    # Without the round that warms up.
-    processor = {name: np.median(s[1:]) for name, s in processor.items()}
-    return {
-        "dense_ms": wall["dense"],
-        "runner_ms": wall["runner"],
-        "ratio": wall["runner"] / wall["dense"],
-        "processor_ratio": processor["runner"] / processor["dense"],
-    }
-
-
-def _check_equal(dense, runner):
-    for want, got in zip(
-        keras.tree.flatten(dense), keras.tree.flatten(runner), strict=True
+def _check_equal(name, results, dense):
+    for got, want in zip(
+        keras.tree.flatten(results), keras.tree.flatten(dense), strict=True
     ):
         scale = float(np.max(np.abs(want)))
         error = float(np.max(np.abs(np.asarray(want) - got)))
         if not error <= 1e-3 * scale:
             raise RuntimeError(
-                f"The runner's result is off by {error} where the plain one "
+                f"The result of {name} is off by {error} where the plain one "
                 f"has values of up to {scale}."
             )
 
@@ -219,187 +342,98 @@ def _work(stats):
     return np.array([made, dense])
 
 
-def measure_steps(model, frames, rounds, reuse="auto"):
-    """Measures a runner's steps through frames that follow each other.
-
-    Args:
-        model: A Keras model.
-        frames: At least `rounds + 2` frames, uint8 `[1, H, W, C]`; all but the
-            last `rounds + 1` are not timed.
-        rounds: How often to call each function.
-        reuse: The runner's.
-
-    Returns:
-        A dict: medians `dense_ms` and `runner_ms`, their `ratio`, that of the
-        processor's time, and `work`, the multiply-adds made of those of a dense
-        network.
-
-    Raises:
-        RuntimeError: If the results differ.
-    """
-    function = tf.function(lambda frame: model(frame, training=False))
-    runner = Runner(model, reuse)
-    timed = rounds + 1  # with the round that warms up
-    for frame in frames[:-timed]:
-        runner.step(frame)
-    before = _work(runner.stats)
-    integers = iter(frames[-timed:])
-    floats = iter([tf.constant(f, tf.float32) for f in frames[-timed:]])
-
-    def dense(i):
-        outputs = function(next(floats))
-        return keras.tree.map_structure(lambda x: x.numpy(), outputs)
-
-    row = _compare(
-        {"dense": dense, "runner": lambda i: runner.step(next(integers))},
-        rounds,
-    )
-    made, dense = _work(runner.stats) - before
-    return {**row, "work": made / dense}
-
-
-def measure_gradient(model, frames, rounds):
-    """Measures the gradient of an episode with respect to all weights.
-
-    Args:
-        model: A Keras model.
-        frames: The episode, uint8 `[T, H, W, C]`.
-        rounds: How often to take it.
-
-    Returns:
-        A dict as that of `measure_steps`. The `work` is not counted: NaN.
-
-    Raises:
-        RuntimeError: If the results differ.
-    """
-    runner = Runner(model)
-    variables = model.trainable_variables
-    floats = tf.constant(frames, tf.float32)
-
-    def loss(outputs):
-        return tf.add_n(
-            [tf.reduce_sum(tf.sin(x)) for x in keras.tree.flatten(outputs)]
-        )
-
-    @tf.function(reduce_retracing=True)
-    def of_chunk(chunk):
-        with tf.GradientTape() as tape:
-            value = loss(model(chunk, training=False))
-        return tape.gradient(value, variables)
-
-    def dense(i):
-        parts = [
-            of_chunk(floats[t : t + _CHUNK])
-            for t in range(0, len(frames), _CHUNK)
-        ]
-        return [np.sum(part, 0) for part in zip(*parts, strict=True)]
-
-    def reused(i):
-        with tf.GradientTape() as tape:
-            value = loss(runner(frames))
-        return [part.numpy() for part in tape.gradient(value, variables)]
-
-    row = _compare({"dense": dense, "runner": reused}, rounds)
-    return {**row, "work": np.nan}
+def _has_pytorch():
+    return importlib.util.find_spec("torch") is not None
 
 
 def promised(change, work):
-    """The most that a step may take, as a part of plain Keras's time.
+    """The least that a step is to be times as fast as plain Keras.
 
     Args:
-        change: One of `CHANGES`.
+        change: One of `models.CHANGES`.
         work: The part of all multiply-adds that it makes.
     """
-    return {"none": 0.03, "all": 1.3}.get(change, 1.3 * work + 0.03)
+    return 1 / {"none": 0.03, "all": 1.3}.get(change, 1.3 * work + 0.03)
 
 
 def main():
     """Measures what the flags describe; prints and writes the results."""
     for name in NETWORKS.value:
-        if name != IMPALA and not hasattr(keras.applications, name):
+        if name not in models.GAME_NETWORKS and not hasattr(
+            keras.applications, name
+        ):
             raise flags.Error(
-                f"expected --networks to be models of keras.applications or "
-                f"{IMPALA}, got {name!r}"
+                "expected --networks to be of "
+                f"{', '.join(models.GAME_NETWORKS)} and the models of "
+                f"keras.applications, got {name!r}"
             )
-    game = atari.short_name(GAME.value)
+    games = [atari.short_name(game) for game in GAMES.value]
     report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
+    environment["torch"] = (
+        importlib.metadata.version("torch") if _has_pytorch() else ""
+    )
+    settings = {
+        "reuse": REUSE.value,
+        "rounds": ROUNDS.value,
+        "runs": RUNS.value,
+        "seed": SEED.value,
+    }
     print(
-        "Whole networks, batch 1, against plain Keras in a tf.function. "
-        + ", ".join(f"{name} {value}" for name, value in environment.items())
-        + f", medians of {ROUNDS.value} calls in alternation.\n"
+        "Whole networks against plain Keras in a tf.function, and PyTorch on "
+        "one thread. "
+        + ", ".join(f"{name} {v or 'none'}" for name, v in environment.items())
+        + f". Means of {ROUNDS.value} steps, in alternation, and gradients; "
+        f"medians of {RUNS.value} runs.\n"
     )
     table = report.Table(
-        [("network", 14), ("change", 13), ("plain ms", 7), ("runner ms", 7)]
-        + [("time", 6), ("processor time", 6), ("multiply-adds", 6)]
-        + [("promised", 6)]
+        [("network", 14), ("frames", 13), ("what", 11), ("plain ms", 8)]
+        + [("runner ms", 8), ("times as fast", 6), ("by processor", 6)]
+        + [("promised", 6), ("structure ms", 6), ("% multiply-adds", 6)]
+        + [("torch ms", 8), ("times torch", 6)]
     )
+    streams = [int(count) for count in STREAMS.value]
     with tf.device("CPU:0"):  # on which the runner's op runs
-        for name, change, measure in _measurements(game):
+        for measurement in measurements(NETWORKS.value, games, streams):
             asked = {
-                "network": name,
-                "change": change,
-                "reuse": REUSE.value,
-                "rounds": ROUNDS.value,
-                "seed": SEED.value,
+                **measurement._asdict(),
+                **settings,
                 "threads": environment["threads"],
             }
-            _print(
-                table,
-                results.row(asked, lambda m=measure: {**m(), **environment}),
+            row = results.row(
+                asked,
+                lambda of=measurement: {
+                    **of.measure(**settings),
+                    **environment,
+                },
             )
-
-
-def _measurements(game):
-    """Yields names, changes, and functions that measure."""
-    rounds, seed = ROUNDS.value, SEED.value
-    for name in NETWORKS.value:
-        if name == IMPALA:
-
-            def play(count):
-                return list(frames_of_game(game, count, seed))
-
-            def model():
-                return impala(18, seed)
-
-            yield (
-                name,
-                game,
-                lambda: measure_steps(
-                    model(), play(_WARM_UP + rounds + 1), rounds, REUSE.value
-                ),
-            )
-            yield (
-                name,
-                f"{game} gradient",
-                lambda: measure_gradient(
-                    model(), np.concatenate(play(4 * _CHUNK)), min(rounds, 5)
-                ),
-            )
-            continue
-        for change in CHANGES:
-            # To settle where everything is new, four frames are enough.
-            warm_up = 10 if change == "all" else _WARM_UP
-
-            def measure(name=name, change=change, warm_up=warm_up):
-                frames = frames_of_pixels(change, warm_up + rounds + 1, seed)
-                return measure_steps(
-                    application(name, seed), list(frames), rounds, REUSE.value
-                )
-
-            yield name, change, measure
+            _print(table, row)
+    print(
+        "\nTimes as fast: as plain Keras, by the clock and by the time of all "
+        "processors, and the least that is promised. Times torch: as fast as "
+        "PyTorch, by the time of all processors. Structure: finding or taking "
+        "it, which is in runner ms. Multiply-adds: of those of a dense network."
+    )
 
 
 def _print(table, row):
-    work = float(row["work"])
+    value = {name: float(row[name] or "nan") for name in COLUMNS}
+    change = row["frames"]
+    numbers = (
+        value["dense_ms"],
+        value["runner_ms"],
+        value["speed_up"],
+        value["processor_speed_up"],
+        promised(change, value["work"]) if change in models.CHANGES else np.nan,
+        value["structure_ms"],
+        100 * value["work"],
+        value["torch_ms"],
+        value["torch_processor_ms"] / value["runner_processor_ms"],
+    )
     table.print_row(
         row["network"],
-        row["change"],
-        *(f"{float(row[name]):.1f}" for name in ("dense_ms", "runner_ms")),
-        *(f"{float(row[name]):.3f}" for name in ("ratio", "processor_ratio")),
-        "-" if np.isnan(work) else f"{work:.3f}",
-        f"{promised(row['change'], work):.3f}"
-        if row["change"] in CHANGES
-        else "-",
+        change,
+        f"step of {row['streams']}" if row["what"] == "step" else row["what"],
+        *("-" if np.isnan(n) else f"{n:.2f}" for n in numbers),
     )

@@ -16,8 +16,8 @@ from reuse_tf import files
 # The columns that are no numbers, of all commands.
 _TEXTS = (
     *("mode", "game", "filters", "column", "policy_tenths", "change"),
-    *("network", "reuse"),
-    *("tensorflow", "keras", "reuse_tf", "processor"),
+    *("network", "frames", "what", "reuse"),
+    *("tensorflow", "keras", "reuse_tf", "processor", "torch"),
 )
 
 

@@ -2,8 +2,23 @@
 
 import gc
 import time
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Turns(NamedTuple):
+    """What functions took, and what they returned, by name.
+
+    Attributes:
+        seconds: The time of each round: arrays `[rounds]`.
+        processor: The same of the whole process's time on all processors.
+        results: What the last call returned.
+    """
+
+    seconds: dict
+    processor: dict
+    results: dict
 
 
 def alternate(functions, rounds, warm_up=1):
@@ -22,15 +37,17 @@ def alternate(functions, rounds, warm_up=1):
             0 in both.
 
     Returns:
-        A tuple `(seconds, results)`: by name, the `rounds` times in seconds,
-        and what the last call returned.
+        `Turns`.
     """
     names = list(functions)
-    results = {}
+    turns = Turns(
+        {name: np.empty(rounds) for name in names},
+        {name: np.empty(rounds) for name in names},
+        {},
+    )
     for i in range(warm_up):
         for name in names:
-            results[name] = functions[name](i)
-    seconds = {name: np.empty(rounds) for name in names}
+            turns.results[name] = functions[name](i)
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -38,13 +55,15 @@ def alternate(functions, rounds, warm_up=1):
             first = i % len(names)
             for name in names[first:] + names[:first]:
                 function = functions[name]
+                processor = time.process_time()
                 begin = time.perf_counter()
-                results[name] = function(i)
-                seconds[name][i] = time.perf_counter() - begin
+                turns.results[name] = function(i)
+                turns.seconds[name][i] = time.perf_counter() - begin
+                turns.processor[name][i] = time.process_time() - processor
     finally:
         if collects:
             gc.enable()
-    return seconds, results
+    return turns
 
 
 def medians(seconds):

@@ -1,0 +1,178 @@
+"""Whole networks to measure, and frames for them."""
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gymnasium as gym
+import keras
+import numpy as np
+
+from reuse_tf import atari
+from reuse_tf.atari.games import full_id
+from reuse_tf.policies import build_policy
+
+SIZE, BLOCK = 224, 16
+CHANGES = ("none", "block", "all")
+
+
+def application(name, seed=0):
+    """A model of keras.applications with random statistics.
+
+    Args:
+        name: Such as `"MobileNetV2"`.
+        seed: Decides its weights.
+
+    Returns:
+        A Keras model of 224x224x3 that gives logits.
+    """
+    keras.utils.set_random_seed(seed)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=(SIZE, SIZE, 3), classifier_activation=None
+    )
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        # Of normalizations, whose first ones would leave no trace.
+        if weight.path.endswith(("gamma", "variance")):
+            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+        elif weight.path.endswith(("beta", "mean")):
+            weight.assign(generator.normal(0, 0.1, weight.shape))
+    return model
+
+
+def frames_of_pixels(change, count, seed=0):
+    """Makes frames of random pixels.
+
+    Args:
+        change: From frame to frame, one of `CHANGES`.
+        count: How many to make.
+        seed: Decides the pixels.
+
+    Yields:
+        uint8 `[1, 224, 224, 3]`.
+    """
+    generator = np.random.default_rng(seed)
+
+    def pixels(size):
+        return generator.integers(0, 256, (1, size, size, 3), np.uint8)
+
+    still, block = pixels(SIZE), pixels(BLOCK)
+    for _ in range(count):
+        frame = still.copy() if change != "all" else pixels(SIZE)
+        if change == "block":
+            y, x = generator.integers(0, SIZE - BLOCK + 1, 2)
+            frame[:, y : y + BLOCK, x : x + BLOCK] = block
+        yield frame
+
+
+def paper(shape, num_actions):
+    """This package's policy: two convolutions, as in Khachatourian (2019)."""
+    return build_policy(shape, num_actions, (40, 80), incremental=False)
+
+
+def nature(shape, num_actions):
+    """Three convolutions with strides (Mnih et al., 2015, Nature 518)."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(32, 8, strides=4, activation="relu"),
+            layers.Conv2D(64, 4, strides=2, activation="relu"),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(512, activation="relu"),
+            layers.Dense(num_actions),
+        ]
+    )
+
+
+def impala(shape, num_actions):
+    """A residual network of 15 convolutions, a policy and a value.
+
+    The small one of Espeholt et al. (2018), arXiv 1802.01561, without its
+    LSTM; it gives `[logits, value]`.
+    """
+    layers = keras.layers
+
+    def convolution(x, filters):
+        return layers.Conv2D(filters, 3, padding="same")(x)
+
+    inputs = keras.Input(shape)
+    x = layers.Rescaling(1 / 255)(inputs)
+    for filters in (16, 32, 32):
+        x = convolution(x, filters)
+        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+        for _ in range(2):
+            y = convolution(layers.ReLU()(x), filters)
+            y = convolution(layers.ReLU()(y), filters)
+            x = layers.Add()([x, y])
+    x = layers.Flatten()(layers.ReLU()(x))
+    x = layers.Dense(256, activation="relu")(x)
+    return keras.Model(
+        inputs, [layers.Dense(num_actions)(x), layers.Dense(1)(x)]
+    )
+
+
+def _screens(game, num_envs):
+    """Environments whose observations are screens, [N, H, W, 1]."""
+    return atari.make_vector(game, num_envs, downsample=2)
+
+
+def _stacks(game, num_envs):
+    """Those whose observations are the last four screens, [N, 84, 84, 4]."""
+    env = gym.make_vec(
+        full_id(game), num_envs, vectorization_mode="vector_entry_point"
+    )
+    return gym.wrappers.vector.TransformObservation(
+        env,
+        lambda screens: np.moveaxis(screens, 1, -1),
+        single_observation_space=gym.spaces.Box(0, 255, (84, 84, 4), np.uint8),
+    )
+
+
+class GameNetwork(NamedTuple):
+    """A network that plays games.
+
+    Attributes:
+        build: A function of the shape of a frame and the number of actions
+            that makes the Keras model.
+        environments: A function of a game and a number N that makes a vector
+            environment of frames uint8 `[N, H, W, C]`.
+    """
+
+    build: Callable
+    environments: Callable
+
+
+GAME_NETWORKS = {
+    "paper": GameNetwork(paper, _screens),
+    "nature": GameNetwork(nature, _stacks),
+    "IMPALA": GameNetwork(impala, _stacks),
+}
+
+
+def of_game(network, game, streams, count, seed=0):
+    """A network of a game, and what it sees when that is played at random.
+
+    Args:
+        network: One of `GAME_NETWORKS`.
+        game: Such as `"Pong"`.
+        streams: Environments side by side.
+        count: Frames of each.
+        seed: Decides weights, games and actions.
+
+    Returns:
+        A tuple of a Keras model and frames that follow each other, uint8
+        `[count, streams, H, W, C]`.
+    """
+    build, environments = GAME_NETWORKS[network]
+    generator = np.random.default_rng(seed)
+    with contextlib.closing(environments(game, streams)) as env:
+        num_actions = int(env.single_action_space.n)
+        frames = [env.reset(seed=seed)[0].copy()]
+        for _ in range(count - 1):
+            actions = generator.integers(num_actions, size=streams)
+            frames.append(env.step(actions)[0].copy())
+    keras.utils.set_random_seed(seed)
+    return build(frames[0].shape[1:], num_actions), np.stack(frames)
