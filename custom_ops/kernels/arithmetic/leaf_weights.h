@@ -56,6 +56,7 @@ class LeafWeights {
     // matrix kernel: where they are narrow, and where they are wide, so that
     // lines of them are long enough to be read one after the other.
     constexpr int64_t kWide = 32;
+    constexpr size_t kPairs = 64;  // at once, whose list stays in cache
     const int64_t worth_packing = units_ < kWide ? 4 : 32;
     thread_local std::vector<float> gathered, panels;
     thread_local std::vector<const float*> rows, matrices;
@@ -93,7 +94,7 @@ class LeafWeights {
           matrices.push_back(b);
           products.push_back(out_of(i));
         }
-        if (depth < depth_) multiply_pairs(depth);
+        if (depth < depth_ || rows.size() >= kPairs) multiply_pairs(depth);
         continue;
       }
       gathered.resize((next - i) * depth);

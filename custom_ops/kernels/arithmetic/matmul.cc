@@ -142,6 +142,23 @@ void InstructionSet::Pack(const float* b, int64_t stride, int64_t depth,
   }
 }
 
+void InstructionSet::PackTransposed(const float* b, int64_t stride,
+                                    int64_t depth, int64_t columns,
+                                    float* panels) const {
+  const int64_t panel = lanes * vectors, padded = Padded(columns);
+  for (int64_t c = 0; c < padded; c += panel) {
+    const int64_t width = std::min(panel, padded - c);
+    for (int64_t k = 0; k < width; ++k) {
+      const float* from = b + (c + k) * stride;
+      const bool valid = c + k < columns;
+      for (int64_t i = 0; i < depth; ++i) {
+        panels[i * width + k] = valid ? from[i] : 0.f;
+      }
+    }
+    panels += width * depth;
+  }
+}
+
 namespace {
 
 // Whether `ids` are of rows behind each other.

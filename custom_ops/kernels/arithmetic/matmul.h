@@ -48,6 +48,9 @@ struct InstructionSet {
   // `panels` has Padded(columns) * depth values.
   void Pack(const float* b, int64_t stride, int64_t depth, int64_t columns,
             float* panels) const;
+  // The same of the transpose: b is [columns, depth].
+  void PackTransposed(const float* b, int64_t stride, int64_t depth,
+                      int64_t columns, float* panels) const;
 
   // out[r][0, columns) = a[r, 0:depth] * b + bias for `count` rows of a and b
   // in panels; a[r, i] stands at r * stride + i * step; bias has

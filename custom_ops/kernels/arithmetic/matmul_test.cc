@@ -103,6 +103,25 @@ void TestPairs(const InstructionSet& set) {
   }
 }
 
+void TestPackTransposed(const InstructionSet& set) {
+  Random random(14);
+  for (int i = 0; i < 100; ++i) {
+    const int64_t depth = random.Int(1, 9), columns = random.Int(1, 70);
+    const int64_t stride = depth + random.Int(0, 3);
+    const std::vector<float> b = random.Floats(columns * stride);
+    std::vector<float> transposed(depth * columns);
+    for (int64_t d = 0; d < depth; ++d) {
+      for (int64_t c = 0; c < columns; ++c) {
+        transposed[d * columns + c] = b[c * stride + d];
+      }
+    }
+    std::vector<float> want(set.Padded(columns) * depth, 1), got = want;
+    set.Pack(transposed.data(), columns, depth, columns, want.data());
+    set.PackTransposed(b.data(), stride, depth, columns, got.data());
+    CHECK(got == want);
+  }
+}
+
 void TestLines(const InstructionSet& set) {
   Random random(13);
   for (int i = 0; i < 100; ++i) {
@@ -277,6 +296,7 @@ int Main() {
   for (const InstructionSet* set : InstructionSets()) {
     TestMultiply(*set);
     TestPairs(*set);
+    TestPackTransposed(*set);
     TestLines(*set);
     TestConvolution(*set);
     TestSpecialValues(*set);

@@ -23,10 +23,13 @@ struct OutputGradient {
     if (products == nullptr) return from;
     const float* product = products + first * filters;
     masked->resize(count * filters);
+    float* to = masked->data();
     for (int64_t i = 0; i < count * filters; ++i) {
-      (*masked)[i] = product[i] > 0 ? from[i] : 0.f;
+      // Read either way, for the compiler to use vectors.
+      const float value = from[i];
+      to[i] = product[i] > 0 ? value : 0.f;
     }
-    return masked->data();
+    return to;
   }
 };
 
@@ -103,15 +106,9 @@ void RowsGradient(const PatchShape& shape, int64_t group,
   const int64_t channels = shape.channels / shape.groups;
   const int64_t filters = shape.filters / shape.groups;
   const int64_t depth = shape.depth();
-  std::vector<float> transposed(filters * depth);
-  for (int64_t i = 0; i < depth; ++i) {
-    for (int64_t f = 0; f < filters; ++f) {
-      transposed[f * depth + i] =
-          kernel[i * shape.filters + group * filters + f];
-    }
-  }
   std::vector<float> panels(filters * set.Padded(depth));
-  set.Pack(transposed.data(), depth, filters, depth, panels.data());
+  set.PackTransposed(kernel + group * filters, shape.filters, filters, depth,
+                     panels.data());
   std::vector<float> products(std::min(kBlock * kBlocks, shape.patches) *
                               depth);
   for (int64_t start = 0; start < shape.patches; start += kBlock * kBlocks) {
@@ -191,7 +188,7 @@ void PositionGradients(const Pair* pairs, int64_t begin, int64_t end,
     std::fill_n(weights_gradient, channels * units, 0.f);
     return;
   }
-  thread_local std::vector<float> of_pairs, gathered, transposed, panels;
+  thread_local std::vector<float> of_pairs, gathered, panels;
   of_pairs.assign(count * units, 0.f);
   gathered.resize(count * channels);
   for (int64_t i = 0; i < count; ++i) {
@@ -206,14 +203,8 @@ void PositionGradients(const Pair* pairs, int64_t begin, int64_t end,
                 channels * sizeof(float));
   }
   // The gradients of the pairs, times the transposed weights.
-  transposed.resize(units * channels);
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t u = 0; u < units; ++u) {
-      transposed[u * channels + c] = weights[c * units + u];
-    }
-  }
   panels.resize(set.Padded(channels) * units);
-  set.Pack(transposed.data(), channels, units, channels, panels.data());
+  set.PackTransposed(weights, units, units, channels, panels.data());
   set.Multiply(of_pairs.data(), units, 1, count, units, panels.data(), nullptr,
                channels, [&](int64_t i) { return of_rows + i * channels; });
   // The rows, transposed, times the gradients of the pairs.
