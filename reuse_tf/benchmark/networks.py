@@ -37,6 +37,9 @@ from reuse_tf.runner import Runner
 # few are enough.
 _WARM_UP = {"none": 80, "block": 80, "all": 10}
 _WARM_UP_OF_GAMES = 500
+# Steps of one function before it is the next one's turn. Alone they find their
+# own data in the caches, as far as it fits, whatever the others read.
+_TURN = 25
 # What gradients are taken of.
 _VIDEOS, _FRAMES, _BATCH = 8, 128, 256
 
@@ -221,9 +224,8 @@ def measure_steps(
             return runner.step(timed[i])
 
         calls = {"dense": dense, "runner": reused}
-        turns.append(timing.alternate(calls, rounds, warm_up=0))
+        turns.append(timing.alternate(calls, rounds, warm_up=0, turn=_TURN))
         if in_pytorch is not None:
-            # By itself: in between it would leave less of the caches to both.
             beside = timing.alternate({"torch": in_pytorch}, rounds)
             for measured, more in zip(turns[-1], beside, strict=True):
                 measured.update(more)
@@ -384,7 +386,8 @@ def main():
         "Whole networks against plain Keras in a tf.function, and PyTorch on "
         "one thread. "
         + ", ".join(f"{name} {v or 'none'}" for name, v in environment.items())
-        + f". Means of {ROUNDS.value} steps, in alternation, and gradients; "
+        + f". Means of {ROUNDS.value} steps, in turns of "
+        f"{_TURN}, and gradients; "
         f"medians of {RUNS.value} runs.\n"
     )
     table = report.Table(

@@ -21,7 +21,7 @@ class Turns(NamedTuple):
     results: dict
 
 
-def alternate(functions, rounds, warm_up=1):
+def alternate(functions, rounds, warm_up=1, turn=1):
     """Times functions that are to be compared, in turns.
 
     Whatever else the machine does meanwhile then meets all of them alike. The
@@ -35,6 +35,7 @@ def alternate(functions, rounds, warm_up=1):
         rounds: How often to time each function.
         warm_up: Rounds before those, which are not timed. Numbers begin with
             0 in both.
+        turn: Rounds of one function before it is the next one's turn.
 
     Returns:
         `Turns`.
@@ -51,19 +52,22 @@ def alternate(functions, rounds, warm_up=1):
     collects = gc.isenabled()
     gc.disable()
     try:
-        for i in range(rounds):
-            first = i % len(names)
+        for begin in range(0, rounds, turn):
+            first = begin // turn % len(names)
             for name in names[first:] + names[:first]:
-                function = functions[name]
-                processor = time.process_time()
-                begin = time.perf_counter()
-                turns.results[name] = function(i)
-                turns.seconds[name][i] = time.perf_counter() - begin
-                turns.processor[name][i] = time.process_time() - processor
+                for i in range(begin, min(rounds, begin + turn)):
+                    _time(name, functions[name], i, turns)
     finally:
         if collects:
             gc.enable()
     return turns
+
+
+def _time(name, function, i, turns):
+    processor, wall = time.process_time(), time.perf_counter()
+    turns.results[name] = function(i)
+    turns.seconds[name][i] = time.perf_counter() - wall
+    turns.processor[name][i] = time.process_time() - processor
 
 
 def medians(seconds):
