@@ -152,7 +152,7 @@ class DenseSum {
             [&](int64_t i) { return Node(changes[i], trees); }, set, parallel);
   }
 
-  // The same where a leaf is its inputs. Requires units == depth.
+  // Leaves that are known: row_of(change) points to the leaf itself.
   template <typename RowOf>
   void CopyLeaves(const std::vector<LeafChange>& changes, const RowOf& row_of,
                   float* trees) const {

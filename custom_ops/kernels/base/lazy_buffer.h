@@ -46,6 +46,14 @@ class LazyBuffer {
     UseHugePages(data, bytes);
     data_ = std::unique_ptr<T[], Unmap>(static_cast<T*>(data), Unmap{bytes});
   }
+  // Has the system hand out all pages now, where it can.
+  void Touch(int64_t size) {
+#if defined(MADV_POPULATE_WRITE)
+    if (size > 0) madvise(data(), size * sizeof(T), MADV_POPULATE_WRITE);
+#else
+    (void)size;
+#endif
+  }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
 

@@ -198,10 +198,23 @@ void Network::Restart(std::vector<Reuse> reuse) {
   }
   for (Sum& sum : sums_) {
     if (reuse_[sum.map] == Reuse::kTemporal) {
-      sum.tiles = {};
-    } else if (sum.tiles.data() == nullptr) {
+      sum.Forget();
+      continue;
+    }
+    if (sum.tiles.data() == nullptr) {
       sum.tiles = LazyBuffer<float>(
           Product({sum.shown->max_contents, sum.tree.units()}));
+    }
+    const int64_t max_pairs = MaxPairs(sum);
+    if (sum.pairs != nullptr) {
+      sum.pairs->Clear();
+    } else if (max_pairs > 0) {
+      sum.pairs =
+          std::make_unique<InternTable>(2, max_pairs, options_.hash_mask);
+      const int64_t size = Product({max_pairs, sum.tree.units()});
+      sum.products = LazyBuffer<float>(size);
+      // All are used soon, and page by page it takes longer than computing.
+      sum.products.Touch(size);
     }
   }
   whole_ = true;
@@ -220,7 +233,7 @@ void Network::MakeTemporal(int64_t map) {
   reuse_[map] = Reuse::kTemporal;
   structure_.MakeTemporal(map);
   for (Sum& sum : sums_) {
-    if (sum.map == map) sum.tiles = {};
+    if (sum.map == map) sum.Forget();
   }
 }
 
@@ -383,7 +396,7 @@ void Network::Release() {
   for (auto& rows : temporal_rows_) rows = std::vector<float>();
   for (Sum& sum : sums_) {
     sum.trees = std::vector<float>();
-    sum.tiles = {};
+    sum.Forget();
   }
   structure_.Release();
   Restart(start_);
@@ -505,8 +518,11 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
     return row(sum->map, change.stream * leaves + change.leaf);
   };
   float* trees = sum->trees.data();
+  sum->made = changes.size();
   if (node.kind == Node::kGlobal) {
     tree.CopyLeaves(changes, row_of, trees);
+  } else if (sum->pairs != nullptr) {
+    ComputePairs(sum, parallel);
   } else {
     tree.ComputeLeaves(changes, row_of, weights.matrix, set_, parallel, trees);
   }
@@ -527,6 +543,59 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
     }
     weights.ops.Apply(values, units);
   }
+}
+
+// The leaves that changed, of which those of pairs that were seen before are
+// known.
+void Network::ComputePairs(Sum* sum, const ParallelFor& parallel) {
+  const int64_t leaves = graph_.nodes[sum->map].pixels();
+  const int64_t channels = graph_.nodes[sum->map].channels;
+  const int64_t units = sum->tree.units();
+  const auto& changes = sum->changes;
+  InternTable* table = sum->pairs.get();
+  sum->pair_ids.resize(changes.size());
+  sum->pair_keys.clear();
+  for (const LeafChange& at : changes) {
+    sum->pair_keys.push_back(at.leaf);
+    sum->pair_keys.push_back(
+        structure_.id(sum->map, at.stream * leaves + at.leaf));
+  }
+  const auto intern = [&] {
+    return table->Intern(sum->pair_keys.data(), changes.size(),
+                         sum->pair_ids.data());
+  };
+  int64_t known = table->size();
+  const float* rows = content_rows_[sum->map].data();
+  const float* matrix = weights_[sum->node].matrix;
+  if (!intern()) {
+    table->Clear();
+    known = 0;
+    if (!intern()) {
+      table->Clear();
+      sum->tree.ComputeLeaves(
+          changes,
+          [&](const LeafChange& at) {
+            return row(sum->map, at.stream * leaves + at.leaf);
+          },
+          matrix, set_, parallel, sum->trees.data());
+      return;
+    }
+  }
+  sum->made = table->size() - known;
+  float* products = sum->products.data();
+  // In the order of the changes, and so in that of the leaves.
+  LeafWeights(matrix, leaves * channels, channels, units)
+      .Multiply(
+          sum->made, [=](int64_t i) { return table->key(known + i)[0]; },
+          [=](int64_t i) { return rows + table->key(known + i)[1] * channels; },
+          [=](int64_t i) { return products + (known + i) * units; }, set_,
+          parallel);
+  sum->tree.CopyLeaves(
+      changes,
+      [&](const LeafChange& at) {
+        return products + sum->pair_ids[&at - changes.data()] * units;
+      },
+      sum->trees.data());
 }
 
 // Sums up new tiles, takes the others from memory, and sums up what depends on
@@ -582,6 +651,16 @@ void Network::WriteOutput(int64_t index, int64_t streams, float* output,
   }
 }
 
+int64_t Network::MaxPairs(const Sum& sum) const {
+  if (graph_.nodes[sum.node].kind != Node::kDense ||
+      Cost(sum.node) < options_.wide) {
+    return 0;
+  }
+  // With its key and slots.
+  const int64_t pairs = options_.pair_bytes / (4 * sum.tree.units() + 40);
+  return options_.max_rows > 0 ? std::min(options_.max_rows, pairs) : pairs;
+}
+
 int64_t Network::Cost(size_t index) const {
   const Node& node = graph_.nodes[index];
   if (node.kind == Node::kConv) return graph_.KernelSize(node);
@@ -605,7 +684,7 @@ void Network::CountStep() {
     const int64_t changed = map.any_changed ? map.changed.Count() : 0;
     int64_t made = map.rows.count;
     if (summed) {
-      made = (sum++)->changes.size();
+      made = (sum++)->made;
     } else if (node.whole()) {
       made = map.positions.size();
     } else if (map.rows.raw_stride == 1) {

@@ -38,6 +38,9 @@ class Network {
     int64_t max_rows = 0;  // of each table; 0: about 400 MB in all
     uint64_t hash_mask = ~uint64_t{};
     int64_t tile_bytes = 96 << 20;  // that sums of tiles may take
+    // Of dense layers with so many weights for each position, products are kept
+    // by position and row, in so many bytes each.
+    int64_t wide = 1 << 13, pair_bytes = 32 << 20;
   };
 
   Network(const Graph& graph, const Options& options);
@@ -100,6 +103,13 @@ class Network {
   struct Sum {
     Sum(const Graph& graph, int32_t node, const Tiles& tiles);
 
+    // Gives up what is known by content.
+    void Forget() {
+      tiles = {};
+      pairs.reset();
+      products = {};
+    }
+
     const int32_t node, map;
     // Null if the map is one of a value a frame.
     const Structure::Shown* shown = nullptr;
@@ -108,6 +118,12 @@ class Network {
     std::vector<float> trees;  // [streams, nodes, units]
     // Content reuse: the sums of tiles, by the number of what they show.
     LazyBuffer<float> tiles;
+    // Content reuse, of a wide layer: rows times the weights of positions,
+    // kept by (position, row), [pairs, units].
+    std::unique_ptr<InternTable> pairs;
+    LazyBuffer<float> products;
+    std::vector<int32_t> pair_keys, pair_ids;  // of `changes`
+    int64_t made = 0;  // leaves that were computed in the last step
     std::vector<LeafChange> changes;
   };
 
@@ -125,6 +141,7 @@ class Network {
   void ComputeRows(size_t node, const ParallelFor& parallel);
   void ComputeMap(size_t node);
   void ComputeSum(Sum* sum, int64_t streams, const ParallelFor& parallel);
+  void ComputePairs(Sum* sum, const ParallelFor& parallel);
   void UpdateTiles(Sum* sum);
   void WriteOutput(int64_t node, int64_t streams, float* output, bool kept);
   void CountStep();
@@ -138,6 +155,8 @@ class Network {
     return rows(map) +
            structure_.id(map, position) * graph_.nodes[map].channels;
   }
+  // How many products are kept of a dense layer: 0 if it is narrow.
+  int64_t MaxPairs(const Sum& sum) const;
   // Multiply-adds for one row of a node.
   int64_t Cost(size_t node) const;
 
