@@ -270,8 +270,8 @@ step_numpy.argtypes = [
 
 
 # Every step-th pixel of a screen, by addresses: (step, screen, height, width,
-# table, out) -> whether each has an entry below 256 in the table, of 256 numbers
-# of 16 bits.
+# table, out) -> whether each has an entry below 256 in the table, which is of
+# 256 numbers of 16 bits.
 look_up = _functions.reuse_tf_look_up
 look_up.restype = ctypes.c_bool
 look_up.argtypes = [

@@ -151,6 +151,66 @@ class TestVideos:
         assert_close(got, want)
         assert_same_gradients(gradient, wanted)
 
+    # Around the width from which on matrix products are other ones, and with
+    # fewer and more frames than a product takes at once.
+    @pytest.mark.parametrize("units", [3, 4, 31, 32, 33, 100])
+    @pytest.mark.parametrize("frames", [3, 50])
+    def test_wide_dense_layers(self, units, frames):
+        rng = np.random.default_rng(units)
+        keras.utils.set_random_seed(units)
+        model = keras.Sequential(
+            [
+                keras.Input((9, 8, 2)),
+                L.Conv2D(5, 3, strides=2, activation="relu"),
+                L.Flatten(),
+                L.Dense(units, activation="tanh"),
+                L.Dense(2),
+            ]
+        )
+        video = random_video(rng, frames, (9, 8, 2), "uint8")
+        loss = random_loss(rng, (frames, 2))
+        runner = Runner(model)
+        want, wanted = gradients(lambda: dense(model, video), model, loss)
+        got, gradient = gradients(lambda: runner(video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+        for t, frame in enumerate(video):
+            assert_close(runner.step(frame[None])[0], got[t], 1e-5)
+
+    # What stands before a convolution is learned in some of these models: the
+    # gradient then has to reach it, however deep it is.
+    @pytest.mark.parametrize(
+        "before",
+        [
+            [],
+            [L.Rescaling(0.1)],
+            [L.Rescaling(0.1), L.AveragePooling2D(2)],
+            [L.BatchNormalization()],
+            [L.BatchNormalization(), L.MaxPooling2D(2)],
+            [L.PReLU(shared_axes=[1, 2])],
+        ],
+    )
+    def test_what_is_learned_before_the_first_convolution(self, before):
+        rng = np.random.default_rng(0)
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 2)),
+                *(type(one).from_config(one.get_config()) for one in before),
+                L.Conv2D(3, 3, activation="relu"),
+                L.Flatten(),
+                L.Dense(2),
+            ]
+        )
+        for weight in model.weights:
+            weight.assign(rng.uniform(0.2, 1, weight.shape))
+        video = random_video(rng, 6, (8, 8, 2), "float32")
+        loss = random_loss(rng, (6, 2))
+        plain = lambda: model(video, training=False)  # noqa: E731
+        want, wanted = gradients(plain, model, loss)
+        got, gradient = gradients(lambda: Runner(model)(video), model, loss)
+        assert_close(got, want)
+        assert_same_gradients(gradient, wanted)
+
     def test_no_frames(self):
         model = policy()
         video = np.zeros((0, 12, 10, 1), np.uint8)

@@ -133,12 +133,16 @@ struct DenseStep {
 void TestDenseSum(const InstructionSet& set) {
   Random random(6);
   for (int i = 0; i < 45; ++i) {
-    const int64_t streams = 1 + i % 9;
+    // Wide ones, and many at once, are computed in other ways.
+    const bool wide = i % 3 == 0;
+    const int64_t streams =
+        i % 15 == 0 ? random.Pick<int64_t>({31, 32, 33, 40}) : 1 + i % 9;
     const int64_t depth = random.Pick<int64_t>({1, 7, 32, 32, 80});
     // More than 64 leaves, some of the time: their mask has two words.
     const int64_t inputs =
         i % 5 == 0 ? depth * 65 + random.Int(0, 80) : random.Int(1, 300);
-    const int64_t units = random.Int(1, 40);
+    const int64_t units =
+        wide ? random.Pick<int64_t>({31, 32, 33, 64, 70}) : random.Int(1, 30);
     const std::vector<float> weights = random.Floats(inputs * units);
     const DenseSum sum(inputs, depth, units);
     CHECK(sum.leaves() == (inputs + depth - 1) / depth);

@@ -26,6 +26,22 @@ void GatherRows(const T* rows, int64_t stride, Channels channels,
   }
 }
 
+// The same of whole rows, of which those behind each other are moved at once.
+template <typename T>
+void GatherRuns(const T* rows, int64_t channels, const int32_t* ids,
+                int64_t count, T* out) {
+  for (int64_t i = 0, next; i < count; out += (next - i) * channels, i = next) {
+    next = i + 1;
+    if (ids[i] < 0) {
+      std::memset(static_cast<void*>(out), 0, channels * sizeof(T));
+      continue;
+    }
+    while (next < count && ids[next] == ids[next - 1] + 1) ++next;
+    std::memcpy(static_cast<void*>(out), rows + ids[i] * channels,
+                (next - i) * channels * sizeof(T));
+  }
+}
+
 }  // namespace internal
 
 // out[i, :] = rows[ids[i], :], or zeros where ids[i] is -1; `channels` values
@@ -46,7 +62,9 @@ inline void GatherRows(const T* rows, int64_t stride, int64_t channels,
     case 8:
       return gather(std::integral_constant<int64_t, 8>());
     default:
-      return gather(channels);
+      return stride == channels
+                 ? internal::GatherRuns(rows, channels, ids, count, out)
+                 : gather(channels);
   }
 }
 
