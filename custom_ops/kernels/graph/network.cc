@@ -211,10 +211,7 @@ void Network::Restart(std::vector<Reuse> reuse) {
     } else if (max_pairs > 0) {
       sum.pairs =
           std::make_unique<InternTable>(2, max_pairs, options_.hash_mask);
-      const int64_t size = Product({max_pairs, sum.tree.units()});
-      sum.products = LazyBuffer<float>(size);
-      // All are used soon, and page by page it takes longer than computing.
-      sum.products.Touch(size);
+      sum.products = LazyBuffer<float>(Product({max_pairs, sum.tree.units()}));
     }
   }
   whole_ = true;
@@ -521,7 +518,7 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
   sum->made = changes.size();
   if (node.kind == Node::kGlobal) {
     tree.CopyLeaves(changes, row_of, trees);
-  } else if (sum->pairs != nullptr) {
+  } else if (sum->pairs != nullptr && sum->made <= MaxPairs(*sum)) {
     ComputePairs(sum, parallel);
   } else {
     tree.ComputeLeaves(changes, row_of, weights.matrix, set_, parallel, trees);
@@ -552,35 +549,23 @@ void Network::ComputePairs(Sum* sum, const ParallelFor& parallel) {
   const int64_t channels = graph_.nodes[sum->map].channels;
   const int64_t units = sum->tree.units();
   const auto& changes = sum->changes;
+  const int64_t count = changes.size(), most = MaxPairs(*sum);
   InternTable* table = sum->pairs.get();
-  sum->pair_ids.resize(changes.size());
+  if (table->size() + count > most) table->Clear();
+  const int64_t known = table->size();
+  // All are used soon, and to get them page by page takes longer than to
+  // compute what is in them.
+  if (known == 0) sum->products.Touch(most * units);
   sum->pair_keys.clear();
   for (const LeafChange& at : changes) {
     sum->pair_keys.push_back(at.leaf);
     sum->pair_keys.push_back(
         structure_.id(sum->map, at.stream * leaves + at.leaf));
   }
-  const auto intern = [&] {
-    return table->Intern(sum->pair_keys.data(), changes.size(),
-                         sum->pair_ids.data());
-  };
-  int64_t known = table->size();
+  sum->pair_ids.resize(count);
+  table->Intern(sum->pair_keys.data(), count, sum->pair_ids.data());
   const float* rows = content_rows_[sum->map].data();
   const float* matrix = weights_[sum->node].matrix;
-  if (!intern()) {
-    table->Clear();
-    known = 0;
-    if (!intern()) {
-      table->Clear();
-      sum->tree.ComputeLeaves(
-          changes,
-          [&](const LeafChange& at) {
-            return row(sum->map, at.stream * leaves + at.leaf);
-          },
-          matrix, set_, parallel, sum->trees.data());
-      return;
-    }
-  }
   sum->made = table->size() - known;
   float* products = sum->products.data();
   // In the order of the changes, and so in that of the leaves.
