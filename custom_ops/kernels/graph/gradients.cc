@@ -95,13 +95,35 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
   }
 }
 
+// sums[row_of(i), 0:channels] += values[i, :] for `count` rows of values, whose
+// sums lie `stride` values apart; skips rows of -1. Each thread has channels of
+// its own: no two write to the same place, and additions keep their order.
+template <typename RowOf>
+void AddToRows(const float* values, int64_t channels, int64_t count,
+               const RowOf& row_of, int64_t stride, const ParallelFor& parallel,
+               float* sums) {
+  constexpr int64_t kChannels = 16;
+  parallel((channels + kChannels - 1) / kChannels, count * kChannels,
+           [=, &row_of](int64_t begin, int64_t end) {
+             const int64_t first = begin * kChannels;
+             const int64_t last = std::min(channels, end * kChannels);
+             for (int64_t i = 0; i < count; ++i) {
+               const int64_t row = row_of(i);
+               if (row < 0) continue;
+               const float* value = values + i * channels;
+               float* sum = sums + row * stride;
+               for (int64_t c = first; c < last; ++c) sum[c] += value[c];
+             }
+           });
+}
+
 // rows_gradient += gradient * kernel^T, scattered to the rows of each patch,
 // for one group.
 void RowsGradient(const PatchShape& shape, int64_t group,
                   const int32_t* patches, const float* kernel,
                   const OutputGradient& gradient, const ParallelFor& parallel,
                   float* rows_gradient) {
-  constexpr int64_t kBlock = 64, kBlocks = 32, kChannels = 16;
+  constexpr int64_t kBlock = 64, kBlocks = 32;
   const InstructionSet& set = ActiveInstructionSet();
   const int64_t channels = shape.channels / shape.groups;
   const int64_t filters = shape.filters / shape.groups;
@@ -126,22 +148,11 @@ void RowsGradient(const PatchShape& shape, int64_t group,
                               return products.data() + (first + i) * depth;
                             });
              });
-    // Each thread has channels of its own: no two write to the same place, and
-    // additions keep their order.
-    const int64_t parts = (channels + kChannels - 1) / kChannels;
-    parallel(parts, size * shape.taps * kChannels,
-             [&](int64_t begin, int64_t end) {
-               const int64_t first = begin * kChannels;
-               const int64_t last = std::min(channels, end * kChannels);
-               const int32_t* ids = patches + start * shape.taps;
-               for (int64_t i = 0; i < size * shape.taps; ++i) {
-                 if (ids[i] < 0) continue;
-                 float* to =
-                     rows_gradient + ids[i] * shape.channels + group * channels;
-                 const float* product = products.data() + i * channels;
-                 for (int64_t c = first; c < last; ++c) to[c] += product[c];
-               }
-             });
+    const int32_t* ids = patches + start * shape.taps;
+    AddToRows(
+        products.data(), channels, size * shape.taps,
+        [ids](int64_t i) { return ids[i]; }, shape.channels, parallel,
+        rows_gradient + group * channels);
   }
 }
 
@@ -240,7 +251,7 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                    float* weights_gradient) {
   // Of so many pairs at once the gradients of rows are kept, until they are
   // added to those of the rows that they belong to.
-  constexpr int64_t kPairs = 1 << 14, kChannels = 16;
+  constexpr int64_t kPairs = 1 << 14;
   const InstructionSet& set = ActiveInstructionSet();
   std::vector<int64_t> starts(positions + 1, 0);
   for (int64_t i = 0; i < count; ++i) ++starts[pairs[i].position + 1];
@@ -264,18 +275,10 @@ void PairGradients(const Pair* pairs, int64_t count, const float* rows,
                      weights_gradient + p * channels * units);
                }
              });
-    // Each thread has channels of its own: no two write to the same place, and
-    // additions keep their order.
-    parallel((channels + kChannels - 1) / kChannels, size * kChannels / 4,
-             [=, &of_rows](int64_t from, int64_t to) {
-               const int64_t c = from * kChannels;
-               const int64_t end = std::min(channels, to * kChannels);
-               for (int64_t i = 0; i < size; ++i) {
-                 const float* of_row = of_rows.data() + i * channels;
-                 float* sum = rows_gradient + pairs[begin + i].row * channels;
-                 for (int64_t k = c; k < end; ++k) sum[k] += of_row[k];
-               }
-             });
+    AddToRows(
+        of_rows.data(), channels, size,
+        [=](int64_t i) { return pairs[begin + i].row; }, channels, parallel,
+        rows_gradient);
   }
 }
 
