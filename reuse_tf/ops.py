@@ -254,34 +254,40 @@ def address_of(array):
     return array.__array_interface__["data"][0]
 
 
+def _by_addresses(name, *argument_types):
+    """A C function of the library, of these types, that returns a bool."""
+    function = getattr(_functions, name)
+    function.restype = ctypes.c_bool
+    function.argtypes = argument_types
+    return function
+
+
 # `runner_step` for NumPy arrays, as addresses, without TensorFlow around it:
 # (state, frames, streams, outputs, kept) -> whether it went well. `outputs` are
 # the addresses of all outputs, or is that of the only one; `kept` tells that
 # they hold those of the last step.
-step_numpy = _functions.reuse_tf_runner_step
-step_numpy.restype = ctypes.c_bool
-step_numpy.argtypes = [
+step_numpy = _by_addresses(
+    "reuse_tf_runner_step",
     ctypes.c_int64,
     ctypes.c_void_p,
     ctypes.c_int64,
     ctypes.c_void_p,
     ctypes.c_bool,
-]
+)
 
 
 # Every step-th pixel of a screen, by addresses: (step, screen, height, width,
 # table, out) -> whether each has an entry below 256 in the table, which is of
 # 256 numbers of 16 bits.
-look_up = _functions.reuse_tf_look_up
-look_up.restype = ctypes.c_bool
-look_up.argtypes = [
+look_up = _by_addresses(
+    "reuse_tf_look_up",
     ctypes.c_int64,
     ctypes.c_void_p,
     ctypes.c_int64,
     ctypes.c_int64,
     ctypes.c_void_p,
     ctypes.c_void_p,
-]
+)
 
 
 incremental_state = _ops.reuse_tf_incremental_state
