@@ -58,9 +58,9 @@ class LeafWeights {
   void MultiplyRange(int64_t begin, int64_t end, const LeafOf& leaf_of,
                      const RowOf& row_of, const OutOf& out_of,
                      const InstructionSet& set) const {
+    constexpr size_t kPairs = 64;  // at once, whose list stays in cache
     // From this many rows on, a leaf's weights are worth laying out for the
     // matrix kernel.
-    constexpr size_t kPairs = 64;  // at once, whose list stays in cache
     const int64_t worth_packing = units_ < kWide ? 4 : 32;
     thread_local std::vector<float> gathered, panels;
     thread_local std::vector<const float*> rows, matrices;

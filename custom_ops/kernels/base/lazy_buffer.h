@@ -47,11 +47,10 @@ class LazyBuffer {
     data_ = std::unique_ptr<T[], Unmap>(static_cast<T*>(data), Unmap{bytes});
   }
   // Has the system hand out all pages now, where it can.
-  void Touch(int64_t size) {
+  void Touch() {
 #if defined(MADV_POPULATE_WRITE)
-    if (size > 0) madvise(data(), size * sizeof(T), MADV_POPULATE_WRITE);
-#else
-    (void)size;
+    if (data_ == nullptr) return;
+    madvise(data(), data_.get_deleter().bytes, MADV_POPULATE_WRITE);
 #endif
   }
   T* data() { return data_.get(); }

@@ -518,7 +518,7 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
   sum->made = changes.size();
   if (node.kind == Node::kGlobal) {
     tree.CopyLeaves(changes, row_of, trees);
-  } else if (sum->pairs != nullptr && sum->made <= MaxPairs(*sum)) {
+  } else if (sum->pairs != nullptr && sum->made <= sum->pairs->max_rows()) {
     ComputePairs(sum, parallel);
   } else {
     tree.ComputeLeaves(changes, row_of, weights.matrix, set_, parallel, trees);
@@ -549,13 +549,13 @@ void Network::ComputePairs(Sum* sum, const ParallelFor& parallel) {
   const int64_t channels = graph_.nodes[sum->map].channels;
   const int64_t units = sum->tree.units();
   const auto& changes = sum->changes;
-  const int64_t count = changes.size(), most = MaxPairs(*sum);
+  const int64_t count = changes.size();
   InternTable* table = sum->pairs.get();
-  if (table->size() + count > most) table->Clear();
+  if (table->size() + count > table->max_rows()) table->Clear();
   const int64_t known = table->size();
   // All are used soon, and to get them page by page takes longer than to
   // compute what is in them.
-  if (known == 0) sum->products.Touch(most * units);
+  if (known == 0) sum->products.Touch();
   sum->pair_keys.clear();
   for (const LeafChange& at : changes) {
     sum->pair_keys.push_back(at.leaf);

@@ -68,6 +68,7 @@ class InternTable {
   }
 
   int64_t size() const { return size_; }
+  int64_t max_rows() const { return max_rows_; }
   int64_t words() const { return words_; }
   const int32_t* key(int64_t id) const { return keys_.data() + id * words_; }
 
