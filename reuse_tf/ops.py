@@ -289,6 +289,18 @@ look_up = _by_addresses(
     ctypes.c_void_p,
 )
 
+# Draws of the softmax of rows of logits, by addresses: (logits, rows, row size,
+# uniforms, samples) -> whether the logits are finite. Uniforms are of 64 bits,
+# and so are the samples.
+sample = _by_addresses(
+    "reuse_tf_sample",
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+)
+
 
 incremental_state = _ops.reuse_tf_incremental_state
 reset_state = _ops.reuse_tf_reset_state

@@ -224,7 +224,7 @@ class Runner:
         self._fitted = None
         self._last = None
         self._recorded = None  # the state that records
-        self._kept = None  # outputs, and the state whose last step wrote them
+        self._kept = None  # what the last step with `copy=False` wrote
         if None not in shape:
             self._last = self._state(self._fit(shape), tf.uint8)
 
@@ -245,7 +245,9 @@ class Runner:
                 of each of N streams.
             copy: Whether outputs are the caller's own. If not, those of NumPy
                 arrays are read-only, and the next step with `copy=False`
-                writes into them: of maps only what changed.
+                writes into them: of maps only what changed. With an array of
+                frames that is filled anew for each step this is the fastest
+                way of all.
 
         Returns:
             The model's outputs, float32 `[N, ...]`, in the form in which it
@@ -256,9 +258,20 @@ class Runner:
             ValueError: If `frames` are of another dtype.
             tf.errors.InvalidArgumentError: If they are of another shape.
         """
+        kept = None
+        if not copy:
+            # Nobody else may write into it meanwhile.
+            kept, self._kept = self._kept, None
+            if (
+                kept is not None
+                and kept.fits(frames)
+                and ops.step_numpy(*kept.arguments)
+            ):
+                self._last, self._kept = kept.state, kept
+                return kept.outputs
         if isinstance(frames, tf.Tensor):
             return self._run(self._fit(frames.shape[1:]), frames)
-        frames = np.ascontiguousarray(frames)
+        given, frames = frames, np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
         fitted = self._fitted
@@ -267,40 +280,24 @@ class Runner:
             if frames.shape[1:] != fitted.graph.frame_shape:
                 return self._run(fitted, frames)  # for its error
         state = self._state(fitted, frames.dtype)
-        if copy:
-            return self._step(state, frames)
-        kept, self._kept = self._kept, None
-        if kept is None or kept[0] is not state or kept[1] != len(frames):
-            kept = (state, len(frames), state.new_outputs(len(frames)))
-            outputs = self._step(state, frames, kept[2])
-        else:
-            outputs = self._step(state, frames, kept[2], kept=True)
-        self._kept = kept
-
-        def read_only(array):
-            view = array.view()
-            view.flags.writeable = False
-            return view
-
-        return keras.tree.map_structure(read_only, outputs)
-
-    def _step(self, state, frames, outputs=None, kept=False):
-        """Steps by addresses, and by the op if that is not possible."""
-        if outputs is None:
-            outputs = state.new_outputs(len(frames))
-        if len(frames) == 0 or ops.step_numpy(
+        if len(frames) == 0:
+            return fitted.graph.packed(state.new_outputs(0))
+        is_new = kept is None or not kept.has(state, len(frames))
+        arrays = state.new_outputs(len(frames)) if is_new else kept.arrays
+        arguments = (
             state.address,
             ops.address_of(frames),
             len(frames),
-            ops.address_of(outputs[0])
-            if len(outputs) == 1
-            else state.fitted.addresses(*map(ops.address_of, outputs)),
-            kept,
-        ):
-            return state.fitted.graph.packed(outputs)
-        return keras.tree.map_structure(
-            lambda tensor: tensor.numpy(), self._run(state.fitted, frames)
+            fitted.address_of(arrays),
         )
+        if not ops.step_numpy(*arguments, not is_new):
+            return keras.tree.map_structure(
+                lambda tensor: tensor.numpy(), self._run(fitted, frames)
+            )
+        if copy:
+            return fitted.graph.packed(arrays)
+        self._kept = _Kept(state, arrays, given, frames, arguments)
+        return self._kept.outputs
 
     def _run(self, fitted, frames):
         """Steps by the op."""
@@ -584,7 +581,13 @@ class _Fitted:
     def __init__(self, graph):
         self.graph = graph
         self.states = {}  # by the dtype of the frames
-        self.addresses = ctypes.c_void_p * len(graph.outputs)
+        self._addresses = ctypes.c_void_p * len(graph.outputs)
+
+    def address_of(self, outputs):
+        """Where the only output is, or where the addresses of several are."""
+        if len(outputs) == 1:
+            return ops.address_of(outputs[0])
+        return self._addresses(*map(ops.address_of, outputs))
 
 
 class _State:
@@ -601,6 +604,47 @@ class _State:
             np.empty((count, *value.shape), np.float32)
             for value in self.fitted.graph.outputs
         ]
+
+
+class _Kept:
+    """Outputs that steps write into, and the array whose frames they are of.
+
+    Attributes:
+        state: The state that stepped.
+        arrays: The outputs.
+        outputs: The same in the form in which the model gives them, read-only.
+        arguments: Those of `ops.step_numpy` for the next frames in the same
+            array.
+    """
+
+    def __init__(self, state, arrays, given, frames, arguments):
+        self.state = state
+        self.arrays = arrays
+        self.arguments = (*arguments, True)
+        self.outputs = state.fitted.graph.packed(map(_read_only, arrays))
+        # Frames that had to be copied are looked at anew.
+        self._frames = frames if frames is given else None
+        self._shape, self._dtype = frames.shape, frames.dtype
+
+    def fits(self, frames):
+        """Whether these are the same array, which may hold other numbers."""
+        return (
+            frames is self._frames
+            # NumPy lets these be assigned to.
+            and frames.shape == self._shape
+            and frames.dtype is self._dtype
+            and frames.flags.c_contiguous
+        )
+
+    def has(self, state, count):
+        """Whether the outputs are those of so many streams of a state."""
+        return state is self.state and count == len(self.arrays[0])
+
+
+def _read_only(array):
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _check_dtype(dtype):

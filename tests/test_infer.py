@@ -448,6 +448,7 @@ class FakeEnvs(gym.vector.VectorEnv):
 
     num_envs = 2
     spec = gym.spec("ALE/Pong-v5")
+    observation_space = gym.spaces.Box(0, 255, (2, 8, 6, 1), np.uint8)
 
     def reset(self, *, seed=None, options=None):
         self.seed = seed

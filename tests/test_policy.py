@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
-from reuse_tf.policies import build_policy, load_policy, sample
+from reuse_tf.policies import Sampler, build_policy, load_policy
 
 SHAPE, ACTIONS = (20, 16, 1), 6
 
@@ -129,16 +129,30 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path):
         load_policy(path, SHAPE, ACTIONS)
 
 
+class Uniforms:
+    """A generator of given numbers."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def random(self, out):
+        out[:] = self.numbers[: len(out)]
+        self.numbers = self.numbers[len(out) :]
+
+
+def drawn(logits, *uniforms):
+    """The actions for given numbers, of one row of logits."""
+    return Sampler(Uniforms(*uniforms))(np.tile(logits, (len(uniforms), 1)))
+
+
 def test_sampling_inverts_the_cumulative_distribution():
     logits = np.log(np.float32([0.1, 0.2, 0.3, 0.4]))
-    for uniform, action in [(0, 0), (0.09, 0), (0.11, 1), (0.31, 2), (0.61, 3)]:
-        assert sample(logits, uniform) == action
+    assert drawn(logits, 0, 0.09, 0.11, 0.31, 0.61) == [0, 0, 1, 2, 3]
 
 
 def test_sampling_frequencies_are_the_softmax():
     logits = np.float32([900.0, 901.0, 899.0])
-    uniforms = (np.arange(3000) + 0.5) / 3000
-    actions = [sample(logits, uniform) for uniform in uniforms]
+    actions = drawn(logits, *(np.arange(3000) + 0.5) / 3000)
     expected = np.exp(logits - 900) / np.exp(logits - 900).sum()
     np.testing.assert_allclose(
         np.bincount(actions) / len(actions), expected, atol=1e-3
@@ -148,17 +162,40 @@ def test_sampling_frequencies_are_the_softmax():
 def test_an_impossible_action_is_never_drawn():
     below_one = np.nextafter(1.0, 0.0)
     logits = np.float32([-np.inf, 0.0, -np.inf])
-    assert sample(logits, 0.0) == sample(logits, 0.999) == 1
-    assert sample(np.float32([0.1] * 18), below_one) == 17
+    assert drawn(logits, 0.0, below_one) == [1, 1]
+    assert drawn(np.float32([0.1] * 18), below_one) == [17]
+
+
+def test_actions_are_of_the_numbers_that_come_next():
+    """Whatever array the logits are in, and whether it is the last one."""
+    rng = np.random.default_rng(0)
+    sample = Sampler(np.random.default_rng(1))
+    uniforms = np.random.default_rng(1).random(100).tolist()
+    kept = np.zeros((2, 5), np.float32)
+    for kind in rng.integers(4, size=20):
+        logits = rng.normal(size=(2, 5)).astype(np.float32)
+        if kind == 0:
+            kept[:] = logits
+            logits = kept
+        elif kind == 1:
+            logits = np.asfortranarray(logits)
+        elif kind == 2:
+            logits = logits[:1].astype(np.float64)
+        cumulative = np.cumsum(np.exp(np.float64(logits)), 1)
+        want = [
+            np.searchsorted(row, uniforms.pop(0) * row[-1], "right")
+            for row in cumulative
+        ]
+        assert sample(logits) == want
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("index", [0, 1])
 def test_logits_that_are_not_finite_are_refused(bad, index):
-    logits = np.zeros(3, np.float32)
-    logits[index] = bad
+    logits = np.zeros((2, 3), np.float32)
+    logits[1, index] = bad
     with pytest.raises(FloatingPointError, match="not finite"):
-        sample(logits, 0.5)
+        Sampler(np.random.default_rng(0))(logits)
 
 
 def test_other_defaults_of_keras_change_nothing(tmp_path):

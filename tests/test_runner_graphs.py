@@ -509,6 +509,42 @@ def test_outputs_that_are_kept(reuse):
             model.weights[0].assign(rng.normal(size=model.weights[0].shape))
 
 
+@pytest.mark.parametrize("make", [two_heads, u_net])
+def test_one_array_filled_anew(make):
+    """With `copy=False`, whatever is done to the array or comes in between."""
+    model = make()
+    randomize(model)
+    runner, own = Runner(model), Runner(model)
+    rng = np.random.default_rng(0)
+    video = short_video(model.input_shape[1:], 60).astype(np.float32)
+    frames = np.zeros_like(video[:2])
+    shape = frames.shape
+    for step, frame in enumerate(video):
+        frames[step % 2] = frame
+        outputs = runner.step(frames, copy=False)
+        wants = own.step(frames.copy())
+        keras.tree.map_structure(assert_same_bits, outputs, wants)
+        match step % 10:
+            case 1:
+                model.weights[0].assign(rng.normal(size=model.weights[0].shape))
+            case 3:
+                runner.step(frames[:, ::-1].astype(np.uint8))
+                other = runner.stats
+            case 4:  # of frames of the dtype of the last step again
+                assert runner.stats.frames > other.frames
+            case 5:
+                runner.reset_state()
+            case 6:
+                runner.step(frames[:1], copy=False)
+            case 7:
+                frames.shape = (1, 2 * shape[1], *shape[2:])
+                with pytest.raises(tf.errors.InvalidArgumentError):
+                    runner.step(frames, copy=False)
+                frames.shape = shape
+            case 8:
+                runner.record()
+
+
 def test_tensors_give_tensors():
     model = two_heads()
     frames = short_video((12, 10, 1))[:2]

@@ -109,24 +109,26 @@ class _Frames(gym.ObservationWrapper):
         self._ale = env.unwrapped.ale
         self._screen = np.empty(self._ale.getScreenDims(), np.uint8)
         self._luminance = np.full(256, _UNKNOWN, np.uint16)
+        kept = self._screen[::downsample, ::downsample]
+        self._frame = np.empty((*kept.shape, 1), np.uint8)
+        self.observation_space = gym.spaces.Box(
+            0, 255, self._frame.shape, np.uint8
+        )
         # Of buffers that stay where they are.
-        self._source = (
+        self._buffers = (
             downsample,
             ops.address_of(self._screen),
             *self._screen.shape,
             ops.address_of(self._luminance),
+            ops.address_of(self._frame),
         )
-        kept = self._screen[::downsample, ::downsample]
-        self._shape = (*kept.shape, 1)
-        self.observation_space = gym.spaces.Box(0, 255, self._shape, np.uint8)
 
     def observation(self, observation):
         del observation
         self._ale.getScreen(self._screen)
-        frame = np.empty(self._shape, np.uint8)
-        address = ops.address_of(frame)
-        if not ops.look_up(*self._source, address):
+        if not ops.look_up(*self._buffers):
             self._luminance[self._screen] = self._ale.getScreenGrayscale()
-            ops.look_up(*self._source, address)
+            ops.look_up(*self._buffers)
+        frame = self._frame.copy()
         frame.flags.writeable = False
         return frame

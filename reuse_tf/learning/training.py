@@ -18,7 +18,12 @@ import tensorflow as tf
 from reuse_tf import atari, files, process
 from reuse_tf.learning import reinforce
 from reuse_tf.playing.play import Summary, recomputed
-from reuse_tf.policies import build_policy, load_policy, run_directory, sample
+from reuse_tf.policies import (
+    Sampler,
+    build_policy,
+    load_policy,
+    run_directory,
+)
 from reuse_tf.policies.run_directory import CURVE, POLICY, RunDirectory
 from reuse_tf.runner import Runner
 
@@ -281,6 +286,7 @@ def train(settings, run_dir, make_env=None):
         for env, seed in zip(envs, seeds[1:].tolist(), strict=True):
             env.reset(seed=seed)
         rng = np.random.default_rng(seeds[0])
+        sample = Sampler(rng)
         keras.utils.set_random_seed(settings.seed)
         model = build_policy(
             frame_shape, num_actions, settings.filters, incremental=False
@@ -350,7 +356,7 @@ def train(settings, run_dir, make_env=None):
                 played, order = _play(
                     envs,
                     evaluate.act,
-                    rng,
+                    sample,
                     count,
                     max_steps,
                     progress,
@@ -428,13 +434,13 @@ class _Slot:
         self.frame, _ = env.reset()
 
 
-def _play(envs, act, rng, count, max_steps, progress, bar, stop):
+def _play(envs, act, sample, count, max_steps, progress, bar, stop):
     """Plays episodes, as many at once as there are environments.
 
     Args:
         envs: Environments, none of them within an episode.
         act: A function from frames of several streams to their logits.
-        rng: Where the actions come from.
+        sample: A `Sampler` of actions.
         count: Episodes to begin.
         max_steps: Steps after which episodes are cut, or None.
         progress: Has its steps and seconds counted up.
@@ -459,10 +465,7 @@ def _play(envs, act, rng, count, max_steps, progress, bar, stop):
         begin = time.perf_counter()
         acting = slots[:left]
         logits = act(np.stack([slot.frame for slot in acting]))
-        actions = [
-            sample(*pair)
-            for pair in zip(logits, rng.random(len(acting)), strict=True)
-        ]
+        actions = sample(logits)
         chosen = time.perf_counter()
         for index, (slot, action) in enumerate(
             zip(acting, actions, strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari, process
-from reuse_tf.policies import build_policy, load_policy, sample
+from reuse_tf.policies import Sampler, build_policy, load_policy
 from reuse_tf.runner import Runner, RunnerStats
 
 # Seconds between two updates of the progress bar.
@@ -174,20 +174,19 @@ def play(env, policy, *, steps, reuse="auto", seed=None):
         _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
     )
     step_policy, stats = _compile(policy, reuse, games.num_envs)
-    rng = np.random.default_rng(seed)
+    sample = Sampler(np.random.default_rng(seed))
     bar = keras.utils.Progbar(
         steps, verbose=1 if sys.stdout.isatty() else 2, interval=0
     )
     played, in_policy, in_environment = 0, 0.0, 0.0
-    frames = games.reset(seed)
+    games.reset(seed)
     start = end = next_update = time.perf_counter()
     with process.Stop() as stop:
         while played < steps and not stop.requested:
             begin = time.perf_counter()
-            logits = step_policy(frames)
-            actions = [sample(row, rng.random()) for row in logits]
+            actions = sample(step_policy(games.frames))
             chosen = time.perf_counter()
-            frames = games.step(actions)
+            games.step(actions)
             end = time.perf_counter()
             in_policy += chosen - begin
             in_environment += end - chosen
@@ -210,42 +209,52 @@ def play(env, policy, *, steps, reuse="auto", seed=None):
 
 
 class _One:
-    """One environment, as a batch of one. Begins new episodes by itself."""
+    """One environment, as a batch of one. Begins new episodes by itself.
+
+    Attributes:
+        num_envs: 1.
+        frames: What is seen, always in the same array.
+        returns: Of the episodes that have ended.
+    """
 
     num_envs = 1
 
     def __init__(self, env):
         self._env = env
-        self.returns = []  # of the episodes that have ended
+        self.frames = np.empty((1, *env.observation_space.shape), np.uint8)
+        self.returns = []
 
-    def reset(self, seed):
-        frame, _ = self._env.reset(seed=seed)
-        return frame[np.newaxis]
+    def reset(self, seed=None):
+        self.frames[0], _ = self._env.reset(seed=seed)
 
     def step(self, actions):
         frame, _, terminated, truncated, info = self._env.step(actions[0])
         if terminated or truncated:
             self.returns.append(float(info["episode"]["r"]))
-            frame, _ = self._env.reset()
-        return frame[np.newaxis]
+            self.reset()
+        else:
+            self.frames[0] = frame
 
 
 class _Several:
-    """Several environments that begin new episodes in the same step."""
+    """Several environments that begin new episodes in the same step.
+
+    Attributes: as of `_One`.
+    """
 
     def __init__(self, env):
         self._env = env
         self.num_envs = env.num_envs
-        self.returns = []  # of the episodes that have ended
+        self.frames = np.empty(env.observation_space.shape, np.uint8)
+        self.returns = []
         self._rewards = np.zeros(env.num_envs)  # of the present ones, so far
 
     def reset(self, seed):
-        frames, _ = self._env.reset(seed=seed)
+        self.frames[:], _ = self._env.reset(seed=seed)
         self._rewards[:] = 0
-        return frames
 
     def step(self, actions):
-        frames, rewards, terminated, truncated, _ = self._env.step(
+        self.frames[:], rewards, terminated, truncated, _ = self._env.step(
             np.array(actions)
         )
         self._rewards += rewards
@@ -253,7 +262,6 @@ class _Several:
         if ended.any():
             self.returns += self._rewards[ended].tolist()
             self._rewards[ended] = 0
-        return frames
 
 
 def _compile(policy, reuse, num_envs):
@@ -269,7 +277,7 @@ def _compile(policy, reuse, num_envs):
         except ValueError as error:
             raise ValueError(f"{error} Or play with --reuse=none.") from error
         return (
-            lambda frames: runner.step(np.ascontiguousarray(frames)),
+            lambda frames: runner.step(frames, copy=False),
             lambda: runner.stats,
         )
     shape = (num_envs, *policy.input_shape[1:])

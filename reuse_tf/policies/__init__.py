@@ -1,5 +1,5 @@
 """Policies, and the directories in which a training keeps them."""
 
-from reuse_tf.policies.policy import build_policy, load_policy, sample
+from reuse_tf.policies.policy import Sampler, build_policy, load_policy
 
-__all__ = ["build_policy", "load_policy", "sample"]
+__all__ = ["Sampler", "build_policy", "load_policy"]

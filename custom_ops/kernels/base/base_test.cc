@@ -1,6 +1,7 @@
-// Tests of parallel loops, of the floats' mode and of reading screens.
+// Tests of parallel loops, the floats' mode, reading screens and sampling.
 
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -11,6 +12,7 @@
 
 #include "custom_ops/kernels/base/float_mode.h"
 #include "custom_ops/kernels/base/parallel.h"
+#include "custom_ops/kernels/base/sample.h"
 #include "custom_ops/kernels/base/screen.h"
 #include "custom_ops/kernels/testing/testing.h"
 
@@ -100,9 +102,37 @@ void TestLookUpEvery() {
   }
 }
 
+// As often as the softmax says, and never beside it.
+void TestSample() {
+  constexpr int kDraws = 10000;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Random random(3);
+  for (int i = 0; i < 100; ++i) {
+    std::vector<float> logits(random.Int(1, 18));
+    for (float& logit : logits) {
+      logit = random.Chance(20) ? -kInfinity : 100 + random.Int(-20, 20) / 10.0;
+    }
+    logits[random.Int(0, logits.size() - 1)] = 100;
+    double total = 0;
+    for (const float logit : logits) total += std::exp(logit - 100.0);
+    std::vector<int> counts(logits.size());
+    for (int j = 0; j < kDraws; ++j) {
+      ++counts[Sample(logits.data(), logits.size(), (j + 0.5) / kDraws)];
+    }
+    for (size_t j = 0; j < logits.size(); ++j) {
+      const double want = kDraws * std::exp(logits[j] - 100.0) / total;
+      CHECK(std::abs(counts[j] - want) <= (want > 0 ? 1.01 : 0));
+    }
+    logits[random.Int(0, logits.size() - 1)] =
+        random.Chance(50) ? kInfinity : std::nanf("");
+    CHECK(Sample(logits.data(), logits.size(), 0.5) == -1);
+  }
+}
+
 int Main() {
   TestFlushDenormals();
   TestLookUpEvery();
+  TestSample();
   TestShareWork();
   return Report();
 }
