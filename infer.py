@@ -39,12 +39,12 @@ def main(_):
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
         from reuse_tf import files, process
-        from reuse_tf.learning import training
+        from reuse_tf.learning.settings import saved_settings
         from reuse_tf.playing import play, record
     try:
         run = {}
         if CHECKPOINT.value is not None:
-            run = training.saved_settings(CHECKPOINT.value)
+            run = saved_settings(CHECKPOINT.value)
         env, policy = play.prepare(
             _value(program.GAME, run),
             downsample=_value(program.DOWNSAMPLE, run),

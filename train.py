@@ -62,15 +62,16 @@ def main(_):
     with program.loading():
         from reuse_tf import atari, files
         from reuse_tf.learning import training
+        from reuse_tf.learning.settings import Settings, saved_settings
         from reuse_tf.policies import run_directory
     path = RUN_DIR.value
     try:
         values = _values(
-            [field.name for field in dataclasses.fields(training.Settings)],
-            training.saved_settings(path) if path is not None else {},
+            [field.name for field in dataclasses.fields(Settings)],
+            saved_settings(path) if path is not None else {},
         )
         values["game"] = atari.short_name(values["game"])
-        settings = training.Settings(**values)
+        settings = Settings(**values)
         if path is None:
             now = time.strftime("%Y%m%d-%H%M%S")
             name = f"{values['game']}-{values['seed']}-{now}"

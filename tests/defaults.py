@@ -14,6 +14,7 @@ from catch import Catch
 
 from reuse_tf.benchmark import layer
 from reuse_tf.learning import training
+from reuse_tf.learning.settings import OPTIMIZERS, Settings
 from reuse_tf.policies import policy
 from reuse_tf.policies.run_directory import newest_policy
 
@@ -30,8 +31,8 @@ def built():
         arrays[f"logits{incremental}"] = np.asarray(model(frames))
         for i, weights in enumerate(model.get_weights()):
             arrays[f"weights{incremental}{i}"] = weights
-    for optimizer in training.OPTIMIZERS:
-        settings = training.Settings(
+    for optimizer in OPTIMIZERS:
+        settings = Settings(
             episodes=2, optimizer=optimizer, filters=(2,), learning_rate=0.01
         )
         with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -28,7 +29,8 @@ from test_files import full_disk
 import infer
 import train as program_train
 from reuse_tf.learning import training
-from reuse_tf.learning.training import Settings, train
+from reuse_tf.learning.settings import OPTIMIZERS, Settings
+from reuse_tf.learning.training import train
 from reuse_tf.policies import policy, run_directory
 from reuse_tf.policies.policy import load_policy
 from reuse_tf.policies.run_directory import RunDirectory, newest_policy
@@ -819,10 +821,10 @@ def test_other_environments_are_refused(make_env, message):
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_settings():
-    names = [field.name for field in training.dataclasses.fields(Settings)]
+    names = [field.name for field in dataclasses.fields(Settings)]
     defaults = {name: flags.FLAGS[name].default for name in names}
     assert Settings(**defaults) == Settings()
-    assert sorted(program_train._OPTIMIZERS) == sorted(training.OPTIMIZERS)
+    assert sorted(program_train._OPTIMIZERS) == sorted(OPTIMIZERS)
 
 
 BAD_ARGUMENTS = {

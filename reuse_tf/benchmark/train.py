@@ -22,6 +22,7 @@ from absl import flags
 from reuse_tf import atari
 from reuse_tf.benchmark import grid, memory, replay, report
 from reuse_tf.learning import reinforce, training
+from reuse_tf.learning.settings import Settings
 
 # Frames of the episode whose gradient is measured.
 EPISODE = 1500
@@ -165,7 +166,7 @@ def _train(game, downsample, filters, reuse, steps, seed, bare=None):
         replays.append(replay.Replay(env, steps, seed, bare))
         return env
 
-    settings = training.Settings(
+    settings = Settings(
         game=game,
         downsample=downsample,
         filters=filters,
