@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from reuse_tf.learning import reinforce
+from reuse_tf.learning.optimizer import Optimizer
 from reuse_tf.policies.policy import build_policy
 from reuse_tf.runner import Runner
 
@@ -324,9 +325,7 @@ def test_steps_are_those_of_the_keras_optimizer(name, clip_norm):
     start = model.get_weights()
     expected = make(1e-2, global_clipnorm=clip_norm)
     optimizer = make(1e-2)
-    compiled = reinforce.Optimizer(
-        optimizer, model.trainable_variables, clip_norm
-    )
+    compiled = Optimizer(optimizer, model.trainable_variables, clip_norm)
     # Compiling leaves no trace.
     assert optimizer.iterations.numpy() == 0
     for got, want in zip(model.get_weights(), start, strict=True):
@@ -350,7 +349,7 @@ def test_steps_are_those_of_the_keras_optimizer(name, clip_norm):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_leaves_the_weights(value):
     model = policy()
-    compiled = reinforce.Optimizer(
+    compiled = Optimizer(
         keras.optimizers.Adam(), model.trainable_variables, 1.0
     )
     before = model.get_weights()
@@ -364,9 +363,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights(value):
 
 def test_a_weight_that_is_not_finite_any_more_is_an_error():
     model = policy()
-    compiled = reinforce.Optimizer(
-        keras.optimizers.SGD(1e38), model.trainable_variables
-    )
+    compiled = Optimizer(keras.optimizers.SGD(1e38), model.trainable_variables)
     gradients = [tf.zeros_like(v) for v in model.trainable_variables]
     gradients[-1] += 1e4
     with pytest.raises(FloatingPointError, match="logits/kernel.*not finite"):

@@ -29,6 +29,7 @@ from test_files import full_disk
 import infer
 import train as program_train
 from reuse_tf.learning import training
+from reuse_tf.learning.optimizer import Optimizer
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
 from reuse_tf.learning.training import train
 from reuse_tf.policies import policy, run_directory
@@ -197,7 +198,7 @@ def test_an_episode_is_played_with_the_weights_it_began_with(
     num_envs, monkeypatch
 ):
     updates, versions = 0, []
-    apply = training.reinforce.Optimizer.apply
+    apply = Optimizer.apply
 
     def spy(self, gradients):
         nonlocal updates
@@ -213,7 +214,7 @@ def test_an_episode_is_played_with_the_weights_it_began_with(
             versions.append((self.version, updates))
             return super().step(action)
 
-    monkeypatch.setattr(training.reinforce.Optimizer, "apply", spy)
+    monkeypatch.setattr(Optimizer, "apply", spy)
     train(
         settings(num_envs=num_envs, batch_episodes=4, episodes=10),
         "run",

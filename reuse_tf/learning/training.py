@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from reuse_tf import atari, files, process
 from reuse_tf.learning import reinforce
+from reuse_tf.learning.optimizer import make_optimizer
 from reuse_tf.learning.settings import (
     MAY_CHANGE,
     is_finite,
@@ -31,11 +32,6 @@ from reuse_tf.policies import (
 from reuse_tf.policies.run_directory import CURVE, POLICY, RunDirectory
 from reuse_tf.runner import Runner
 
-_OPTIMIZERS = {
-    "adam": keras.optimizers.Adam,
-    "rmsprop": keras.optimizers.RMSprop,
-    "sgd": keras.optimizers.SGD,
-}
 _OPTIMIZER = "optimizer.npz"
 # The most bytes of frames whose gradient a runner takes at once: 3000 frames
 # at a downsample of 2.
@@ -149,18 +145,12 @@ def train(settings, run_dir, make_env=None):
         model = build_policy(
             frame_shape, num_actions, settings.filters, incremental=False
         )
-        optimizer = _optimizer(settings)
-        compiled = reinforce.Optimizer(
-            optimizer, model.trainable_variables, settings.clip_norm
-        )
+        optimizer = make_optimizer(settings, model.trainable_variables)
         progress = _Progress()
 
         def write(path):
             model.save(path / POLICY)
-            store = {}
-            optimizer.save_own_variables(store)
-            with open(path / _OPTIMIZER, "wb") as file:
-                np.savez(file, **store)
+            optimizer.save(path / _OPTIMIZER)
 
         def state():
             return {
@@ -176,7 +166,7 @@ def train(settings, run_dir, make_env=None):
                 )
                 model.set_weights(saved.get_weights())
             with _reading(path / _OPTIMIZER):
-                _load_optimizer(optimizer, path / _OPTIMIZER)
+                optimizer.load(path / _OPTIMIZER)
             with _reading(path / "state.json"):
                 vars(progress).update(vars(_Progress(**state["progress"])))
                 if not all(map(is_finite, vars(progress).values())):
@@ -225,7 +215,7 @@ def train(settings, run_dir, make_env=None):
                     break
                 begin = time.perf_counter()
                 episodes = [episode for episode, _ in played]
-                update = _update(evaluate, compiled, episodes, order, settings)
+                update = _update(evaluate, optimizer, episodes, order, settings)
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"Update {progress.updates + 1} failed: {error}. The last "
@@ -360,7 +350,7 @@ def _update(evaluate, optimizer, episodes, order, settings):
 
     Args:
         evaluate: See `evaluator`.
-        optimizer: A `reinforce.Optimizer`.
+        optimizer: An `Optimizer`.
         episodes: What was played. Their frames are dropped if not needed.
         order: See `Reusing.end`.
         settings: `Settings`.
@@ -498,29 +488,6 @@ def _restore_environment(env, state):
     if "emulator" in state:
         emulator = base64.b64decode(state["emulator"])
         env.restore_state(ale_py.ALEState(emulator))
-
-
-def _optimizer(settings):
-    """Makes the optimizer of a run."""
-    # Keras keeps the learning rate in its default type, whichever that is.
-    floatx = keras.config.floatx()
-    keras.config.set_floatx("float32")
-    try:
-        return _OPTIMIZERS[settings.optimizer](settings.learning_rate)
-    finally:
-        keras.config.set_floatx(floatx)
-
-
-def _load_optimizer(optimizer, path):
-    """Reads an optimizer's variables. Keras would skip what does not fit."""
-    # What is not an archive NumPy would leave open.
-    with open(path, "rb") as file, np.load(file) as store:
-        values = dict(store)
-    got = {name: value.shape for name, value in values.items()}
-    want = {str(i): tuple(v.shape) for i, v in enumerate(optimizer.variables)}
-    if got != want:
-        raise ValueError(f"expected arrays of shapes {want}, got {got}")
-    optimizer.load_own_variables(values)
 
 
 @contextlib.contextmanager
