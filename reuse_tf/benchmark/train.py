@@ -22,6 +22,7 @@ from absl import flags
 from reuse_tf import atari
 from reuse_tf.benchmark import grid, memory, replay, report
 from reuse_tf.learning import reinforce, training
+from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.settings import Settings
 
 # Frames of the episode whose gradient is measured.
@@ -191,15 +192,15 @@ def _gradient(model, reuse, frames):
         episode.append(frame, 0, float(i == len(frames) - 1))
     short = reinforce.Episode()
     short.append(frames[0], 0, 1.0)
-    evaluator = training.evaluator(model, reuse)
+    evaluate = evaluator(model, reuse)
     for played in (short, episode):  # The first time takes longer.
         begin = time.perf_counter()
         reinforce.policy_gradient(
-            evaluator.logits_fn,
+            evaluate.logits_fn,
             model.trainable_variables,
             [played],
             discount=0.99,
-            max_frames=evaluator.max_frames,
+            max_frames=evaluate.max_frames,
         )
         seconds = time.perf_counter() - begin
     row = {
@@ -207,7 +208,7 @@ def _gradient(model, reuse, frames):
         "gradient_frames": len(frames),
     }
     if reuse != "none":
-        patches = evaluator.logits_fn.structure(np.stack(frames)).patches
+        patches = evaluate.logits_fn.structure(np.stack(frames)).patches
         row["gradient_rows"] = sum(len(table) for table in patches)
     return row
 

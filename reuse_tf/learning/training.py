@@ -1,6 +1,5 @@
 """Training a policy by REINFORCE, in runs that can be killed and resumed."""
 
-import base64
 import contextlib
 import dataclasses
 import functools
@@ -9,13 +8,13 @@ import sys
 import time
 from typing import NamedTuple
 
-import ale_py
 import keras
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf import atari, files, process
-from reuse_tf.learning import reinforce
+from reuse_tf import files, process
+from reuse_tf.learning import environments, reinforce
+from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.optimizer import make_optimizer
 from reuse_tf.learning.settings import (
     MAY_CHANGE,
@@ -30,14 +29,8 @@ from reuse_tf.policies import (
     run_directory,
 )
 from reuse_tf.policies.run_directory import CURVE, POLICY, RunDirectory
-from reuse_tf.runner import Runner
 
 _OPTIMIZER = "optimizer.npz"
-# The most bytes of frames whose gradient a runner takes at once: 3000 frames
-# at a downsample of 2.
-_VIDEO_BYTES = 26e6
-# The most bytes of activations and their gradients in a dense model.
-_DENSE_BYTES = 200e6
 # Seconds between two updates of the progress bar, and of the learning curve.
 _BAR_INTERVAL = 0.2
 _CURVE_INTERVAL = 300
@@ -119,12 +112,9 @@ def train(settings, run_dir, make_env=None):
         FloatingPointError: If the loss, a gradient, a weight or a logit is
             not finite. The last checkpoint is from before.
     """
-    make_env = make_env or functools.partial(
-        atari.make, settings.game, downsample=settings.downsample
-    )
     saved_settings(run_dir)  # Are not damaged.
-    envs = [make_env() for _ in range(settings.num_envs)]
-    frame_shape, num_actions = _spaces(envs[0])
+    envs = environments.make(settings, make_env)
+    frame_shape, num_actions = environments.spaces(envs[0])
     with (
         process.Stop() as stop,
         RunDirectory(
@@ -156,7 +146,7 @@ def train(settings, run_dir, make_env=None):
             return {
                 "progress": dataclasses.asdict(progress),
                 "actions": rng.bit_generator.state,
-                "environments": [_environment_state(env) for env in envs],
+                "environments": [environments.state(env) for env in envs],
             }
 
         def read(path, state):
@@ -173,7 +163,7 @@ def train(settings, run_dir, make_env=None):
                     raise ValueError(f"expected numbers, got {progress}")
                 rng.bit_generator.state = state["actions"]
                 for env, saved in zip(envs, state["environments"], strict=True):
-                    _restore_environment(env, saved)
+                    environments.restore(env, saved)
             return progress.episodes
 
         rows = _parse(directory.restore(read), directory.path)
@@ -377,117 +367,6 @@ def _update(evaluate, optimizer, episodes, order, settings):
         "entropy": gradient.entropy,
         "gradient_norm": norm,
     }
-
-
-class Reusing:
-    """How to act and to differentiate, with reuse.
-
-    Args:
-        model: A Keras model, frames `[N, height, width, channels]` to logits.
-        reuse: That of `Runner`.
-
-    Attributes:
-        act: A function from frames of N streams to logits.
-        logits_fn: That of `reinforce.policy_gradient`.
-        max_frames: Likewise.
-    """
-
-    def __init__(self, model, reuse):
-        self._runner = Runner(model, reuse)
-        self.act = self._runner.step
-        self.logits_fn = self._runner
-        frame_bytes = np.prod(model.input_shape[1:])
-        self.max_frames = max(1, int(_VIDEO_BYTES / frame_bytes))
-
-    @property
-    def stats(self):
-        """The `RunnerStats` of acting."""
-        return self._runner.stats
-
-    def begin(self):
-        """Has what is acted from now on be differentiated at less cost."""
-        self._runner.record()
-
-    def end(self, order):
-        """Returns the `Structure` of all frames acted upon since `begin`.
-
-        Args:
-            order: Of each frame, its number in the order of acting.
-
-        Returns:
-            Its frames are in the order of the argument. None if there is
-            none, or too much to differentiate at once.
-        """
-        structure = self._runner.recorded()
-        if structure is None or len(order) > self.max_frames:
-            return None
-        return structure._replace(order=tf.gather(structure.order, order))
-
-
-class Plain:
-    """The same without reuse."""
-
-    stats = None
-
-    def __init__(self, model):
-        call = tf.function(
-            lambda frames: model(frames, training=False),
-            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
-        ).get_concrete_function()
-        # Slow at first.
-        call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))
-        self.act = lambda frames: call(tf.constant(frames)).numpy()
-        self.logits_fn = lambda frames: call(tf.constant(frames))
-        activations = sum(
-            np.prod(layer.output.shape[1:]) for layer in model.layers
-        )
-        # Of float32, and as many for their gradients.
-        self.max_frames = max(1, int(_DENSE_BYTES / (2 * 4 * activations)))
-
-    def begin(self):
-        pass
-
-    def end(self, order):
-        return None
-
-
-def evaluator(model, reuse):
-    """Returns a `Reusing`, or, if `reuse` is `"none"`, a `Plain`."""
-    return Plain(model) if reuse == "none" else Reusing(model, reuse)
-
-
-def _spaces(env):
-    """Returns the shape of an environment's frames and its actions' number."""
-    frames, actions = env.observation_space, env.action_space
-    if frames.dtype != np.uint8 or len(frames.shape) != 3:
-        raise ValueError(
-            "Expected an environment of uint8 frames [height, width, "
-            f"channels]. Received: observation_space={frames}"
-        )
-    if not hasattr(actions, "n"):
-        raise ValueError(
-            "Expected an environment of discrete actions. Received: "
-            f"action_space={actions}"
-        )
-    return frames.shape, int(actions.n)
-
-
-def _environment_state(env):
-    """Returns what decides the next episodes, as values JSON can hold."""
-    env = env.unwrapped
-    state = {"np_random": env.np_random.bit_generator.state}
-    if hasattr(env, "clone_state"):
-        emulator = env.clone_state(include_rng=True).serialize()
-        state["emulator"] = base64.b64encode(emulator).decode("ascii")
-    return state
-
-
-def _restore_environment(env, state):
-    env = env.unwrapped
-    env.np_random.bit_generator.state = state["np_random"]
-    if "emulator" in state:
-        emulator = base64.b64decode(state["emulator"])
-        env.restore_state(ale_py.ALEState(emulator))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""How to act by a policy and to differentiate it, with reuse or without."""
+
+import numpy as np
+import tensorflow as tf
+
+from reuse_tf.runner import Runner
+
+# The most bytes of frames whose gradient a runner takes at once: 3000 frames
+# at a downsample of 2.
+_VIDEO_BYTES = 26e6
+# The most bytes of activations and their gradients in a dense model.
+_DENSE_BYTES = 200e6
+
+
+class Reusing:
+    """Acts by a model and differentiates it, with reuse.
+
+    Args:
+        model: A Keras model, frames `[N, height, width, channels]` to logits.
+        reuse: That of `Runner`.
+
+    Attributes:
+        act: A function from frames of N streams to logits.
+        logits_fn: A function from frames of one stream, or a `Structure`, to
+            logits, differentiable under `tf.GradientTape`.
+        max_frames: The most frames to pass to a call of `logits_fn`.
+    """
+
+    def __init__(self, model, reuse):
+        self._runner = Runner(model, reuse)
+        self.act = self._runner.step
+        self.logits_fn = self._runner
+        frame_bytes = np.prod(model.input_shape[1:])
+        self.max_frames = max(1, int(_VIDEO_BYTES / frame_bytes))
+
+    @property
+    def stats(self):
+        """The `RunnerStats` of acting."""
+        return self._runner.stats
+
+    def begin(self):
+        """Has what is acted from now on be differentiated at less cost."""
+        self._runner.record()
+
+    def end(self, order):
+        """Returns the `Structure` of all frames acted upon since `begin`.
+
+        Args:
+            order: Of each frame, its number in the order of acting.
+
+        Returns:
+            Its frames are in the order of the argument. None if there is
+            none, or too much to differentiate at once.
+        """
+        structure = self._runner.recorded()
+        if structure is None or len(order) > self.max_frames:
+            return None
+        return structure._replace(order=tf.gather(structure.order, order))
+
+
+class Plain:
+    """The same without reuse."""
+
+    stats = None
+
+    def __init__(self, model):
+        call = tf.function(
+            lambda frames: model(frames, training=False),
+            input_signature=[tf.TensorSpec(model.input_shape, tf.uint8)],
+        ).get_concrete_function()
+        # Slow at first.
+        call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))
+        self.act = lambda frames: call(tf.constant(frames)).numpy()
+        self.logits_fn = lambda frames: call(tf.constant(frames))
+        activations = sum(
+            np.prod(layer.output.shape[1:]) for layer in model.layers
+        )
+        # Of float32, and as many for their gradients.
+        self.max_frames = max(1, int(_DENSE_BYTES / (2 * 4 * activations)))
+
+    def begin(self):
+        pass
+
+    def end(self, order):
+        return None
+
+
+def evaluator(model, reuse):
+    """Returns a `Reusing`, or, if `reuse` is `"none"`, a `Plain`."""
+    return Plain(model) if reuse == "none" else Reusing(model, reuse)
