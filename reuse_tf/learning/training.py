@@ -1,26 +1,24 @@
 """Training a policy by REINFORCE, in runs that can be killed and resumed."""
 
-import contextlib
 import dataclasses
-import functools
-import io
-import sys
 import time
-from typing import NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from reuse_tf import files, process
-from reuse_tf.learning import environments, reinforce
+from reuse_tf import process
+from reuse_tf.learning import curve, environments, reinforce
 from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.optimizer import make_optimizer
-from reuse_tf.learning.settings import (
-    MAY_CHANGE,
-    is_finite,
-    saved_settings,
+from reuse_tf.learning.progress import (
+    COLUMNS,
+    Bar,
+    Progress,
+    Row,
+    TensorBoard,
+    parse_rows,
 )
+from reuse_tf.learning.settings import MAY_CHANGE, saved_settings
 from reuse_tf.playing.play import Summary, recomputed
 from reuse_tf.policies import (
     Sampler,
@@ -28,14 +26,11 @@ from reuse_tf.policies import (
     load_policy,
     run_directory,
 )
-from reuse_tf.policies.run_directory import CURVE, POLICY, RunDirectory
+from reuse_tf.policies.run_directory import POLICY, STATE, RunDirectory
 
 _OPTIMIZER = "optimizer.npz"
-# Seconds between two updates of the progress bar, and of the learning curve.
-_BAR_INTERVAL = 0.2
+# Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
-# The progress bar shows the mean return of this many episodes.
-_RECENT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +49,6 @@ class TrainingSummary(Summary):
         values = super().as_dict()
         values["seconds"]["update"] = self.update_seconds
         return values
-
-
-class _Row(NamedTuple):
-    """A row of `episodes.csv`."""
-
-    episode: int
-    update: int
-    length: int  # in steps
-    return_: float
-    end: str  # "terminated", "truncated" or "cut": see `Settings`
-    steps: int  # of the run, when the episode's update began
-    seconds: float  # of the run, likewise
-
-
-@dataclasses.dataclass
-class _Progress:
-    """How far a run is: what a checkpoint holds besides arrays."""
-
-    updates: int = 0
-    episodes: int = 0
-    steps: int = 0
-    environment_seconds: float = 0.0
-    policy_seconds: float = 0.0
-    update_seconds: float = 0.0
-    total_seconds: float = 0.0
 
 
 def train(settings, run_dir, make_env=None):
@@ -121,7 +91,7 @@ def train(settings, run_dir, make_env=None):
             run_dir,
             dataclasses.asdict(settings),
             may_change=MAY_CHANGE,
-            columns=[name.rstrip("_") for name in _Row._fields],
+            columns=COLUMNS,
         ) as directory,
     ):
         seeds = np.random.SeedSequence(settings.seed).generate_state(
@@ -136,7 +106,7 @@ def train(settings, run_dir, make_env=None):
             frame_shape, num_actions, settings.filters, incremental=False
         )
         optimizer = make_optimizer(settings, model.trainable_variables)
-        progress = _Progress()
+        progress = Progress()
 
         def write(path):
             model.save(path / POLICY)
@@ -150,44 +120,42 @@ def train(settings, run_dir, make_env=None):
             }
 
         def read(path, state):
-            with _reading(path / POLICY):
+            with run_directory.reading(path / POLICY):
                 saved = load_policy(
                     path / POLICY, frame_shape, num_actions, incremental=False
                 )
                 model.set_weights(saved.get_weights())
-            with _reading(path / _OPTIMIZER):
+            with run_directory.reading(path / _OPTIMIZER):
                 optimizer.load(path / _OPTIMIZER)
-            with _reading(path / "state.json"):
-                vars(progress).update(vars(_Progress(**state["progress"])))
-                if not all(map(is_finite, vars(progress).values())):
-                    raise ValueError(f"expected numbers, got {progress}")
+            with run_directory.reading(path / STATE):
+                vars(progress).update(vars(Progress(**state["progress"])))
                 rng.bit_generator.state = state["actions"]
                 for env, saved in zip(envs, state["environments"], strict=True):
                     environments.restore(env, saved)
             return progress.episodes
 
-        rows = _parse(directory.restore(read), directory.path)
+        rows = parse_rows(directory.restore(read), directory.path)
         # As of the last update, to which a play that is stopped goes back.
         last = state()
         if not directory.is_saved:
             directory.save(progress.updates, last, write)
         evaluate = evaluator(model, settings.reuse)
-        bar = _Bar(settings, rows)
-        log = _tensorboard(directory.path)
+        bar = Bar(settings, rows)
+        tensorboard = TensorBoard(directory.path)
         earlier = progress.total_seconds
         saved_updates = progress.updates
         start = saved_at = drawn_at = time.perf_counter()
 
-        while True:
+        while (
+            not (finished := progress.is_finished(settings))
+            and not stop.requested
+        ):
             count = settings.batch_episodes
             max_steps = None
             if settings.episodes is not None:
                 count = min(count, settings.episodes - progress.episodes)
             if settings.steps is not None:
                 max_steps = settings.steps - progress.steps
-            finished = count <= 0 or (max_steps is not None and max_steps <= 0)
-            if finished or stop.requested:
-                break
 
             try:
                 evaluate.begin()
@@ -218,7 +186,7 @@ def train(settings, run_dir, make_env=None):
             progress.updates += 1
 
             new = [
-                _Row(
+                Row(
                     progress.episodes + index,
                     progress.updates,
                     len(episode),
@@ -233,14 +201,14 @@ def train(settings, run_dir, make_env=None):
             rows += new
             last = state()
             directory.append(new)
-            log(progress, new, update)
+            tensorboard.log(progress, new, update)
             bar.update(progress.steps, rows)
             if now - saved_at >= settings.checkpoint_seconds:
                 directory.save(progress.updates, last, write)
                 saved_updates = progress.updates
                 saved_at = time.perf_counter()
                 if saved_at - drawn_at >= _CURVE_INTERVAL:
-                    _draw(rows, settings, directory.path)
+                    curve.draw(rows, settings, directory.path)
                     drawn_at = saved_at
 
         bar.update(progress.steps, rows, finalize=True)
@@ -248,7 +216,7 @@ def train(settings, run_dir, make_env=None):
             directory.save(progress.updates, last, write)
         if not finished:
             raise KeyboardInterrupt
-        _draw(rows, settings, directory.path)
+        curve.draw(rows, settings, directory.path)
     stats = evaluate.stats
     return model, TrainingSummary(
         game=settings.game,
@@ -367,147 +335,3 @@ def _update(evaluate, optimizer, episodes, order, settings):
         "entropy": gradient.entropy,
         "gradient_norm": norm,
     }
-
-
-@contextlib.contextmanager
-def _reading(file):
-    """Has errors name the file of a checkpoint that they come from."""
-    try:
-        yield
-    # A damaged file is a zip, HDF5, JSON, Keras or emulator error.
-    except Exception as error:
-        raise run_directory.damaged(file, error) from error
-
-
-def _parse(rows, path):
-    """Returns rows of `episodes.csv` as `_Row`s."""
-    kinds = _Row.__annotations__.values()
-    parsed = []
-    for row in rows:
-        try:
-            pairs = zip(kinds, row, strict=True)
-            parsed.append(_Row(*(kind(value) for kind, value in pairs)))
-        except ValueError as error:
-            raise run_directory.damaged_rows(
-                path, f"row {len(parsed) + 1} is {','.join(row)!r}: {error}"
-            ) from error
-    return parsed
-
-
-class _Bar:
-    """A progress bar with the return and the steps per second.
-
-    It counts steps, or episodes if only they are bounded, and begins at those
-    of the checkpoint. If the standard output is no terminal it is one line at
-    the end.
-    """
-
-    def __init__(self, settings, rows):
-        self._of_steps = settings.steps is not None
-        self._bar = keras.utils.Progbar(
-            settings.steps if self._of_steps else settings.episodes,
-            verbose=1 if sys.stdout.isatty() else 2,
-            interval=0,
-            stateful_metrics=["return", "steps/s"],
-            unit_name="step" if self._of_steps else "episode",
-        )
-        self._episodes = 0
-        self._values = []
-        self._first = None
-        self._next = 0.0
-        self._show(rows)
-
-    def update(self, steps, rows=None, finalize=False):
-        """Counts `steps` of the run, and its episodes if `rows` are given."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = (steps, now)
-        if rows is not None:
-            self._show(rows)
-        if now < self._next and not finalize:
-            return
-        self._next = now + _BAR_INTERVAL
-        since = now - self._first[1]
-        speed = (steps - self._first[0]) / since if since else 0.0
-        self._bar.update(
-            steps if self._of_steps else self._episodes,
-            [*self._values, ("steps/s", speed)],
-            finalize=finalize,
-        )
-
-    def _show(self, rows):
-        self._episodes = len(rows)
-        if rows:
-            recent = [row.return_ for row in rows[-_RECENT:]]
-            self._values = [("return", np.mean(recent))]
-
-
-def _tensorboard(path):
-    """Returns a function that logs an update for TensorBoard.
-
-    `tf.summary.scalar` needs TensorBoard to be installed; what it writes does
-    not.
-    """
-
-    @functools.cache  # With a first update, and not before: it makes a file.
-    def writer():
-        return tf.summary.create_file_writer(str(path / "tensorboard"))
-
-    scalar = tf.compat.v1.SummaryMetadata(
-        plugin_data={"plugin_name": "scalars"},
-        data_class="DATA_CLASS_SCALAR",
-    )
-
-    def log(progress, rows, update):
-        try:
-            write(progress, rows, update)
-        except tf.errors.OpError as error:
-            raise OSError(f"cannot write {error.message}") from error
-
-    def write(progress, rows, update):
-        with writer().as_default(step=progress.steps):
-            for name, value in {
-                "return": np.mean([row.return_ for row in rows]),
-                "length": np.mean([row.length for row in rows]),
-                "steps_per_second": progress.steps / progress.total_seconds,
-                **update,
-            }.items():
-                tf.summary.write(name, np.float32(value), metadata=scalar)
-        writer().flush()
-
-    return log
-
-
-def _draw(rows, settings, path):
-    """Draws the learning curve: returns, and their running mean, by step."""
-    if not rows:
-        return
-    # Here rather than above, as they take seconds.
-    import seaborn
-    from matplotlib.figure import Figure
-
-    returns = np.array([row.return_ for row in rows])
-    steps = np.cumsum([row.length for row in rows])
-    sums = np.cumsum(np.concatenate([[0.0], returns]))
-    last = np.arange(1, len(sums))
-    first = np.maximum(0, last - _RECENT)
-    with seaborn.axes_style("whitegrid"):
-        figure = Figure(figsize=(7, 4))
-        axes = figure.subplots()
-    seaborn.scatterplot(
-        x=steps, y=returns, ax=axes, s=12, alpha=0.4, label="episode"
-    )
-    seaborn.lineplot(
-        x=steps,
-        y=(sums[last] - sums[first]) / (last - first),
-        ax=axes,
-        label=f"mean of the last {_RECENT}",
-    )
-    axes.set(
-        title=f"{settings.game}, reuse {settings.reuse}",
-        xlabel="steps",
-        ylabel="return",
-    )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    files.write(path / CURVE, picture.getvalue())

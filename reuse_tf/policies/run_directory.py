@@ -11,6 +11,7 @@ renamed when it is on the disk, so that one of the final name is complete. The
 last two are kept.
 """
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -25,9 +26,9 @@ from reuse_tf import files
 
 POLICY = "policy.keras"
 CURVE = "learning_curve.png"
+STATE = "state.json"
 _SETTINGS = "flags.json"
 _EPISODES = "episodes.csv"
-_STATE = "state.json"
 _PREFIX = "checkpoint-"
 _TEMPORARY = files.TEMPORARY
 # Checkpoints that are kept: one to go on from if the newest is damaged.
@@ -257,7 +258,7 @@ class RunDirectory:
         try:
             temporary.mkdir()
             write(temporary)
-            (temporary / _STATE).write_text(json.dumps(state))
+            (temporary / STATE).write_text(json.dumps(state))
             for file in temporary.iterdir():
                 files.sync(file)
             files.sync(temporary)
@@ -317,11 +318,9 @@ def _read_newest(checkpoints, read):
     """Returns what `read` does of the newest of some checkpoints."""
 
     def read_one(checkpoint):
-        file = checkpoint / _STATE
-        try:
+        file = checkpoint / STATE
+        with reading(file):
             state = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise damaged(file, error) from error
         return read(checkpoint, state)
 
     def is_whole(checkpoint):
@@ -348,9 +347,14 @@ def _read_newest(checkpoints, read):
         ) from error
 
 
-def damaged(file, error):
-    """Returns the `ValueError` of a file of a checkpoint that is damaged."""
-    return ValueError(f"{file.name}: {files.explain(error)}")
+@contextlib.contextmanager
+def reading(file):
+    """Has errors name the file of a checkpoint that they come from."""
+    try:
+        yield
+    # A damaged file is a zip, HDF5, JSON, Keras or emulator error.
+    except Exception as error:
+        raise ValueError(f"{file.name}: {files.explain(error)}") from error
 
 
 def _number(checkpoint):

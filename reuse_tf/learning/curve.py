@@ -1,0 +1,44 @@
+"""The learning curve of a run."""
+
+import io
+
+import numpy as np
+
+from reuse_tf import files
+from reuse_tf.learning.progress import RECENT
+from reuse_tf.policies.run_directory import CURVE
+
+
+def draw(rows, settings, path):
+    """Draws the learning curve: returns, and their running mean, by step."""
+    if not rows:
+        return
+    # Here rather than above, as they take seconds.
+    import seaborn
+    from matplotlib.figure import Figure
+
+    returns = np.array([row.return_ for row in rows])
+    steps = np.cumsum([row.length for row in rows])
+    sums = np.cumsum(np.concatenate([[0.0], returns]))
+    last = np.arange(1, len(sums))
+    first = np.maximum(0, last - RECENT)
+    with seaborn.axes_style("whitegrid"):
+        figure = Figure(figsize=(7, 4))
+        axes = figure.subplots()
+    seaborn.scatterplot(
+        x=steps, y=returns, ax=axes, s=12, alpha=0.4, label="episode"
+    )
+    seaborn.lineplot(
+        x=steps,
+        y=(sums[last] - sums[first]) / (last - first),
+        ax=axes,
+        label=f"mean of the last {RECENT}",
+    )
+    axes.set(
+        title=f"{settings.game}, reuse {settings.reuse}",
+        xlabel="steps",
+        ylabel="return",
+    )
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    files.write(path / CURVE, picture.getvalue())
