@@ -28,7 +28,7 @@ from test_files import full_disk
 
 import infer
 import train as program_train
-from reuse_tf.learning import training
+from reuse_tf.learning import reinforce, training
 from reuse_tf.learning.optimizer import Optimizer
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
 from reuse_tf.learning.training import train
@@ -379,7 +379,7 @@ def test_a_run_that_was_stopped_before_its_first_update_goes_on(
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(training.reinforce, "policy_gradient", stop)
+            patch.setattr(reinforce, "policy_gradient", stop)
             with pytest.raises(Stopped):
                 train(settings(), "run", Catch)
         assert files_of("run/checkpoint-000000") == CHECKPOINT
@@ -758,7 +758,7 @@ def test_what_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
     before = weights_of(run)
     with monkeypatch.context() as patch:
         if where == "loss":
-            patch.setattr(training.reinforce, "entropy_bonus", nan_of)
+            patch.setattr(reinforce, "entropy_bonus", nan_of)
         elif where == "gradient":
             patch.setattr(tf.linalg, "global_norm", nan_of)
         else:

@@ -1,17 +1,32 @@
-"""REINFORCE: returns, losses, and the gradient of a policy's episodes.
+"""REINFORCE: returns, losses, the gradient of episodes, and their playing.
 
 The method is that of Williams (1992), "Simple statistical gradient-following
 algorithms for connectionist reinforcement learning", with the normalised
 returns of [Khachatourian (2019)](https://arxiv.org/abs/1909.05632). The
 functions are pure; an `Episode` holds what they need, of which only the uint8
-frames take memory.
+frames take memory. `Reinforce` plays episodes and updates the policy.
 """
 
 import itertools
+import time
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from reuse_tf.learning import environments
+from reuse_tf.learning.evaluators import evaluator
+from reuse_tf.learning.optimizer import make_optimizer
+from reuse_tf.policies import (
+    Sampler,
+    build_policy,
+    load_policy,
+    run_directory,
+)
+from reuse_tf.policies.run_directory import POLICY
+
+_OPTIMIZER = "optimizer.npz"
 
 
 def discounted_returns(rewards, discount):
@@ -265,6 +280,229 @@ def policy_gradient(
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is not finite: {loss}")
     return Gradient(gradients, loss, nats)
+
+
+class Reinforce:
+    """REINFORCE in the environments of a run.
+
+    An iteration is an update, of episodes that are each played to their end
+    with the weights of the update before. What the next one does depends on
+    `state()`, on what `write` writes, and on nothing else.
+
+    Args:
+        settings: `Settings`.
+        make_env: See `training.train`.
+
+    Attributes:
+        model: The policy, a plain Keras model. None until `build` is called.
+
+    Raises:
+        ValueError: If there is no such game, or the environment is not one
+            of uint8 frames and discrete actions.
+    """
+
+    def __init__(self, settings, make_env=None):
+        self._settings = settings
+        self._envs = environments.make(settings, make_env)
+        self._frame_shape, self._num_actions = environments.spaces(
+            self._envs[0]
+        )
+        self.model = None
+
+    def build(self):
+        """Makes the policy and its optimizer, which takes seconds."""
+        settings = self._settings
+        seeds = np.random.SeedSequence(settings.seed).generate_state(
+            settings.num_envs + 1
+        )
+        for env, seed in zip(self._envs, seeds[1:].tolist(), strict=True):
+            env.reset(seed=seed)
+        self._rng = np.random.default_rng(seeds[0])
+        self._sample = Sampler(self._rng)
+        keras.utils.set_random_seed(settings.seed)
+        self.model = build_policy(
+            self._frame_shape,
+            self._num_actions,
+            settings.filters,
+            incremental=False,
+        )
+        self._optimizer = make_optimizer(
+            settings, self.model.trainable_variables
+        )
+        self._evaluator = evaluator(self.model, settings.reuse)
+
+    @property
+    def stats(self):
+        """The `RunnerStats` of acting; None without reuse."""
+        return self._evaluator.stats
+
+    def iterate(self, progress, bar, stop):
+        """Plays episodes and updates the weights, once.
+
+        Args:
+            progress: The run's `Progress`, no bound of which is reached. Has
+                its steps counted up, and its seconds, but for the total.
+            bar: The `Bar` to show them in.
+            stop: A `process.Stop`, at whose request episodes are left where
+                they are.
+
+        Returns:
+            A pair of the episodes, as tuples of `length`, `return_` and `end`
+            (see `Row`), and a dict of numbers to log. None if it was stopped.
+
+        Raises:
+            FloatingPointError: If the loss, a gradient, a weight or a logit is
+                not finite.
+        """
+        settings = self._settings
+        count, max_steps = settings.batch_episodes, None
+        if settings.episodes is not None:
+            count = min(count, settings.episodes - progress.episodes)
+        if settings.steps is not None:
+            max_steps = settings.steps - progress.steps
+        self._evaluator.begin()
+        played = self._play(count, max_steps, progress, bar, stop)
+        if stop.requested:
+            return None
+        begin = time.perf_counter()
+        scalars = self._update(played)
+        progress.update_seconds += time.perf_counter() - begin
+        return [
+            (len(slot.episode), sum(slot.episode.rewards), slot.end)
+            for slot in played
+        ], scalars
+
+    def _play(self, count, max_steps, progress, bar, stop):
+        """Plays episodes, as many at once as there are environments.
+
+        Args:
+            count: Episodes to begin.
+            max_steps: Steps after which episodes are cut, or None.
+            progress: See `iterate`.
+            bar: Likewise.
+            stop: Likewise.
+
+        Returns:
+            A list of `_Slot`, in the order in which their episodes began.
+        """
+        begin = time.perf_counter()
+        slots = [_Slot(env) for env in self._envs[:count]]
+        progress.environment_seconds += time.perf_counter() - begin
+        begun = list(slots)
+        played = 0
+        while slots and played != max_steps and not stop.requested:
+            left = None if max_steps is None else max_steps - played
+            begin = time.perf_counter()
+            acting = slots[:left]
+            frames = np.stack([slot.frame for slot in acting])
+            actions = self._sample(self._evaluator.act(frames))
+            chosen = time.perf_counter()
+            for index, (slot, action) in enumerate(
+                zip(acting, actions, strict=True)
+            ):
+                frame, reward, terminated, truncated, _ = slot.env.step(action)
+                slot.episode.append(slot.frame, action, reward)
+                slot.numbers.append(played + index)
+                slot.frame = frame
+                if terminated or truncated:
+                    slot.end = "terminated" if terminated else "truncated"
+                    slots[index] = None
+                    if len(begun) < count:
+                        slots[index] = _Slot(slot.env)
+                        begun.append(slots[index])
+            slots = [slot for slot in slots if slot is not None]
+            played += len(acting)
+            end = time.perf_counter()
+            progress.policy_seconds += chosen - begin
+            progress.environment_seconds += end - chosen
+            progress.steps += len(acting)
+            bar.update(progress.steps)
+        return [slot for slot in begun if len(slot.episode)]
+
+    def _update(self, played):
+        """Differentiates episodes and updates the weights.
+
+        Nothing large is left behind, for the next episodes to be played in the
+        memory that this took.
+
+        Args:
+            played: A list of `_Slot`. The frames of their episodes are dropped
+                if not needed.
+
+        Returns:
+            A dict of numbers to log.
+        """
+        episodes = [slot.episode for slot in played]
+        order = [number for slot in played for number in slot.numbers]
+        structure = self._evaluator.end(order)
+        if structure is not None:
+            for episode in episodes:
+                episode.frames.clear()
+        gradient = policy_gradient(
+            self._evaluator.logits_fn,
+            self._optimizer.variables,
+            episodes,
+            discount=self._settings.discount,
+            entropy=self._settings.entropy,
+            max_frames=self._evaluator.max_frames,
+            structure=structure,
+        )
+        norm = self._optimizer.apply(gradient.gradients)
+        return {
+            "loss": gradient.loss,
+            "entropy": gradient.entropy,
+            "gradient_norm": norm,
+        }
+
+    def state(self):
+        """Returns the state of the actions and the environments, for JSON."""
+        return {
+            "actions": self._rng.bit_generator.state,
+            "environments": [environments.state(env) for env in self._envs],
+        }
+
+    def restore(self, state):
+        """Goes back to what `state` has returned.
+
+        Raises:
+            Exception: Of any kind, if it is something else.
+        """
+        self._rng.bit_generator.state = state["actions"]
+        for env, values in zip(self._envs, state["environments"], strict=True):
+            environments.restore(env, values)
+
+    def write(self, path):
+        """Writes the policy and the optimizer into a directory."""
+        self.model.save(path / POLICY)
+        self._optimizer.save(path / _OPTIMIZER)
+
+    def read(self, path):
+        """Reads what `write` has written.
+
+        Raises:
+            ValueError: If it is damaged. The error names the file.
+        """
+        with run_directory.reading(path / POLICY):
+            saved = load_policy(
+                path / POLICY,
+                self._frame_shape,
+                self._num_actions,
+                incremental=False,
+            )
+            self.model.set_weights(saved.get_weights())
+        with run_directory.reading(path / _OPTIMIZER):
+            self._optimizer.load(path / _OPTIMIZER)
+
+
+class _Slot:
+    """An environment in which an episode is played."""
+
+    def __init__(self, env):
+        self.env = env
+        self.episode = Episode()
+        self.numbers = []  # of its steps, among all in the order of acting
+        self.end = "cut"  # unless it comes to another
+        self.frame, _ = env.reset()
 
 
 def _logits(logits):

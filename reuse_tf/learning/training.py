@@ -1,15 +1,10 @@
-"""Training a policy by REINFORCE, in runs that can be killed and resumed."""
+"""Training a policy, in runs that can be killed and resumed."""
 
 import dataclasses
 import time
 
-import keras
-import numpy as np
-
 from reuse_tf import process
-from reuse_tf.learning import curve, environments, reinforce
-from reuse_tf.learning.evaluators import evaluator
-from reuse_tf.learning.optimizer import make_optimizer
+from reuse_tf.learning import curve
 from reuse_tf.learning.progress import (
     COLUMNS,
     Bar,
@@ -18,17 +13,14 @@ from reuse_tf.learning.progress import (
     TensorBoard,
     parse_rows,
 )
+from reuse_tf.learning.reinforce import Reinforce
 from reuse_tf.learning.settings import MAY_CHANGE, saved_settings
 from reuse_tf.playing.play import Summary, recomputed
-from reuse_tf.policies import (
-    Sampler,
-    build_policy,
-    load_policy,
-    run_directory,
-)
-from reuse_tf.policies.run_directory import POLICY, STATE, RunDirectory
+from reuse_tf.policies import run_directory
+from reuse_tf.policies.run_directory import STATE, RunDirectory
 
-_OPTIMIZER = "optimizer.npz"
+# What can train: classes that have what is public in `Reinforce`.
+ALGORITHMS = {"reinforce": Reinforce}
 # Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
 
@@ -52,12 +44,11 @@ class TrainingSummary(Summary):
 
 
 def train(settings, run_dir, make_env=None):
-    """Trains a policy by REINFORCE.
+    """Trains a policy.
 
-    Every episode of an update is played to its end with the weights of the
-    update before. When the function is called again with the same run
-    directory it goes on from the newest checkpoint there; the weights at the
-    end are, bit for bit, those of a run that was never stopped.
+    When the function is called again with the same run directory it goes on
+    from the newest checkpoint there; the weights at the end are, bit for bit,
+    those of a run that was never stopped.
 
     Args:
         settings: `Settings`.
@@ -83,8 +74,7 @@ def train(settings, run_dir, make_env=None):
             not finite. The last checkpoint is from before.
     """
     saved_settings(run_dir)  # Are not damaged.
-    envs = environments.make(settings, make_env)
-    frame_shape, num_actions = environments.spaces(envs[0])
+    algorithm = ALGORITHMS["reinforce"](settings, make_env)
     with (
         process.Stop() as stop,
         RunDirectory(
@@ -94,244 +84,124 @@ def train(settings, run_dir, make_env=None):
             columns=COLUMNS,
         ) as directory,
     ):
-        seeds = np.random.SeedSequence(settings.seed).generate_state(
-            settings.num_envs + 1
-        )
-        for env, seed in zip(envs, seeds[1:].tolist(), strict=True):
-            env.reset(seed=seed)
-        rng = np.random.default_rng(seeds[0])
-        sample = Sampler(rng)
-        keras.utils.set_random_seed(settings.seed)
-        model = build_policy(
-            frame_shape, num_actions, settings.filters, incremental=False
-        )
-        optimizer = make_optimizer(settings, model.trainable_variables)
-        progress = Progress()
-
-        def write(path):
-            model.save(path / POLICY)
-            optimizer.save(path / _OPTIMIZER)
-
-        def state():
-            return {
-                "progress": dataclasses.asdict(progress),
-                "actions": rng.bit_generator.state,
-                "environments": [environments.state(env) for env in envs],
-            }
-
-        def read(path, state):
-            with run_directory.reading(path / POLICY):
-                saved = load_policy(
-                    path / POLICY, frame_shape, num_actions, incremental=False
-                )
-                model.set_weights(saved.get_weights())
-            with run_directory.reading(path / _OPTIMIZER):
-                optimizer.load(path / _OPTIMIZER)
-            with run_directory.reading(path / STATE):
-                vars(progress).update(vars(Progress(**state["progress"])))
-                rng.bit_generator.state = state["actions"]
-                for env, saved in zip(envs, state["environments"], strict=True):
-                    environments.restore(env, saved)
-            return progress.episodes
-
-        rows = parse_rows(directory.restore(read), directory.path)
-        # As of the last update, to which a play that is stopped goes back.
-        last = state()
-        if not directory.is_saved:
-            directory.save(progress.updates, last, write)
-        evaluate = evaluator(model, settings.reuse)
-        bar = Bar(settings, rows)
+        algorithm.build()
+        run = _Run(algorithm, directory)
+        progress = run.progress
+        bar = Bar(settings, run.rows)
         tensorboard = TensorBoard(directory.path)
         earlier = progress.total_seconds
-        saved_updates = progress.updates
         start = saved_at = drawn_at = time.perf_counter()
 
-        while (
-            not (finished := progress.is_finished(settings))
-            and not stop.requested
-        ):
-            count = settings.batch_episodes
-            max_steps = None
-            if settings.episodes is not None:
-                count = min(count, settings.episodes - progress.episodes)
-            if settings.steps is not None:
-                max_steps = settings.steps - progress.steps
-
+        finished = progress.is_finished(settings)
+        while not (finished or stop.requested):
             try:
-                evaluate.begin()
-                played, order = _play(
-                    envs,
-                    evaluate.act,
-                    sample,
-                    count,
-                    max_steps,
-                    progress,
-                    bar,
-                    stop,
-                )
-                if stop.requested:
-                    break
-                begin = time.perf_counter()
-                episodes = [episode for episode, _ in played]
-                update = _update(evaluate, optimizer, episodes, order, settings)
+                iteration = algorithm.iterate(progress, bar, stop)
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"Update {progress.updates + 1} failed: {error}. The last "
-                    f"good checkpoint, of update {saved_updates}, is kept in "
-                    f"{str(directory.path)!r}"
+                    f"good checkpoint, of update {run.saved_updates}, is kept "
+                    f"in {str(directory.path)!r}"
                 ) from error
+            if iteration is None:
+                break
             now = time.perf_counter()
-            progress.update_seconds += now - begin
             progress.total_seconds = earlier + now - start
-            progress.updates += 1
-
-            new = [
-                Row(
-                    progress.episodes + index,
-                    progress.updates,
-                    len(episode),
-                    sum(episode.rewards),
-                    end,
-                    progress.steps,
-                    round(progress.total_seconds, 3),
-                )
-                for index, (episode, end) in enumerate(played, start=1)
-            ]
-            progress.episodes += len(new)
-            rows += new
-            last = state()
-            directory.append(new)
-            tensorboard.log(progress, new, update)
-            bar.update(progress.steps, rows)
+            episodes, scalars = iteration
+            rows = run.add(episodes)
+            tensorboard.log(progress, rows, scalars)
+            bar.update(progress.steps, run.rows)
             if now - saved_at >= settings.checkpoint_seconds:
-                directory.save(progress.updates, last, write)
-                saved_updates = progress.updates
+                run.save()
                 saved_at = time.perf_counter()
                 if saved_at - drawn_at >= _CURVE_INTERVAL:
-                    curve.draw(rows, settings, directory.path)
+                    curve.draw(run.rows, settings, directory.path)
                     drawn_at = saved_at
+            finished = progress.is_finished(settings)
 
-        bar.update(progress.steps, rows, finalize=True)
-        if saved_updates != progress.updates:
-            directory.save(progress.updates, last, write)
+        bar.update(progress.steps, run.rows, finalize=True)
+        run.save()
         if not finished:
             raise KeyboardInterrupt
-        curve.draw(rows, settings, directory.path)
-    stats = evaluate.stats
-    return model, TrainingSummary(
+        curve.draw(run.rows, settings, directory.path)
+    stats = algorithm.stats
+    return algorithm.model, TrainingSummary(
         game=settings.game,
         steps=progress.steps,
         environment_seconds=progress.environment_seconds,
         policy_seconds=progress.policy_seconds,
         update_seconds=progress.update_seconds,
         total_seconds=progress.total_seconds,
-        returns=tuple(row.return_ for row in rows if row.end != "cut"),
-        recomputed=recomputed(model, stats),
+        returns=tuple(row.return_ for row in run.rows if row.end != "cut"),
+        recomputed=recomputed(algorithm.model, stats),
         stats=stats,
     )
 
 
-class _Slot:
-    """An environment and the episode it is in."""
+class _Run:
+    """An algorithm, how far it is, and the directory that keeps both.
 
-    def __init__(self, env):
-        self.env = env
-        self.episode = reinforce.Episode()
-        self.frame, _ = env.reset()
+    Goes on from the newest checkpoint of the directory, or writes a first one.
 
-
-def _play(envs, act, sample, count, max_steps, progress, bar, stop):
-    """Plays episodes, as many at once as there are environments.
-
-    Args:
-        envs: Environments, none of them within an episode.
-        act: A function from frames of several streams to their logits.
-        sample: A `Sampler` of actions.
-        count: Episodes to begin.
-        max_steps: Steps after which episodes are cut, or None.
-        progress: Has its steps and seconds counted up.
-        bar: The progress bar.
-        stop: A `process.Stop`, at whose request episodes are left where they
-            are.
-
-    Returns:
-        Pairs of an `Episode` and how it ended, in the order in which they
-        began; and of each of their frames its number among all in the order
-        of acting.
+    Attributes:
+        progress: `Progress`.
+        rows: The `Row`s so far.
+        saved_updates: The number of updates as of the newest checkpoint.
     """
-    begin = time.perf_counter()
-    slots = [_Slot(env) for env in envs[:count]]
-    progress.environment_seconds += time.perf_counter() - begin
-    episodes = [slot.episode for slot in slots]
-    numbers = {}  # by episode
-    ends = {}
-    played = 0
-    while slots and played != max_steps and not stop.requested:
-        left = None if max_steps is None else max_steps - played
-        begin = time.perf_counter()
-        acting = slots[:left]
-        logits = act(np.stack([slot.frame for slot in acting]))
-        actions = sample(logits)
-        chosen = time.perf_counter()
-        for index, (slot, action) in enumerate(
-            zip(acting, actions, strict=True)
-        ):
-            frame, reward, terminated, truncated, _ = slot.env.step(action)
-            slot.episode.append(slot.frame, action, reward)
-            numbers.setdefault(slot.episode, []).append(played + index)
-            slot.frame = frame
-            if terminated or truncated:
-                ends[slot.episode] = "terminated" if terminated else "truncated"
-                slots[index] = None
-                if len(episodes) < count:
-                    slots[index] = _Slot(slot.env)
-                    episodes.append(slots[index].episode)
-        slots = [slot for slot in slots if slot is not None]
-        played += len(acting)
-        end = time.perf_counter()
-        progress.policy_seconds += chosen - begin
-        progress.environment_seconds += end - chosen
-        progress.steps += len(acting)
-        bar.update(progress.steps)
-    episodes = [episode for episode in episodes if len(episode)]
-    return (
-        [(episode, ends.get(episode, "cut")) for episode in episodes],
-        [number for episode in episodes for number in numbers[episode]],
-    )
 
+    def __init__(self, algorithm, directory):
+        self._algorithm = algorithm
+        self._directory = directory
+        self.progress = Progress()
+        self.rows = parse_rows(directory.restore(self._read), directory.path)
+        # As of the last update, to which an iteration that is stopped goes
+        # back.
+        self._state = self._current_state()
+        self.saved_updates = None
+        if directory.is_saved:
+            self.saved_updates = self.progress.updates
+        self.save()
 
-def _update(evaluate, optimizer, episodes, order, settings):
-    """Differentiates episodes and updates the weights.
+    def add(self, episodes):
+        """Counts an update and its episodes.
 
-    Nothing large is left behind, for the next episodes to be played in the
-    memory that this took.
+        Args:
+            episodes: See `Reinforce.iterate`.
 
-    Args:
-        evaluate: See `evaluator`.
-        optimizer: An `Optimizer`.
-        episodes: What was played. Their frames are dropped if not needed.
-        order: See `Reusing.end`.
-        settings: `Settings`.
+        Returns:
+            Their `Row`s.
+        """
+        progress = self.progress
+        progress.updates += 1
+        rows = [
+            Row(
+                number,
+                progress.updates,
+                *episode,
+                progress.steps,
+                round(progress.total_seconds, 3),
+            )
+            for number, episode in enumerate(episodes, progress.episodes + 1)
+        ]
+        progress.episodes += len(rows)
+        self.rows += rows
+        self._state = self._current_state()
+        self._directory.append(rows)
+        return rows
 
-    Returns:
-        A dict of what there is to log.
-    """
-    structure = evaluate.end(order)
-    if structure is not None:
-        for episode in episodes:
-            episode.frames.clear()
-    gradient = reinforce.policy_gradient(
-        evaluate.logits_fn,
-        optimizer.variables,
-        episodes,
-        discount=settings.discount,
-        entropy=settings.entropy,
-        max_frames=evaluate.max_frames,
-        structure=structure,
-    )
-    norm = optimizer.apply(gradient.gradients)
-    return {
-        "loss": gradient.loss,
-        "entropy": gradient.entropy,
-        "gradient_norm": norm,
-    }
+    def save(self):
+        """Writes a checkpoint of the last update, if there is none."""
+        updates = self.progress.updates
+        if self.saved_updates != updates:
+            self._directory.save(updates, self._state, self._algorithm.write)
+            self.saved_updates = updates
+
+    def _current_state(self):
+        progress = dataclasses.asdict(self.progress)
+        return {"progress": progress, **self._algorithm.state()}
+
+    def _read(self, path, state):
+        self._algorithm.read(path)
+        with run_directory.reading(path / STATE):
+            self.progress = Progress(**state["progress"])
+            self._algorithm.restore(state)
+        return self.progress.episodes
