@@ -1,10 +1,10 @@
-"""REINFORCE: returns, losses, the gradient of episodes, and their playing.
+"""REINFORCE, from returns and losses to the updates of a policy.
 
 The method is that of Williams (1992), "Simple statistical gradient-following
 algorithms for connectionist reinforcement learning", with the normalised
 returns of [Khachatourian (2019)](https://arxiv.org/abs/1909.05632). The
 functions are pure; an `Episode` holds what they need, of which only the uint8
-frames take memory. `Reinforce` plays episodes and updates the policy.
+frames take memory. `Reinforce` plays episodes and updates a policy by them.
 """
 
 import itertools
@@ -286,8 +286,8 @@ class Reinforce:
     """REINFORCE in the environments of a run.
 
     An iteration is an update, of episodes that are each played to their end
-    with the weights of the update before. What the next one does depends on
-    `state()`, on what `write` writes, and on nothing else.
+    with the weights of the update before. Besides settings and progress it
+    depends on what `state` returns and `write` writes, and on nothing else.
 
     Args:
         settings: `Settings`.

@@ -19,7 +19,7 @@ from reuse_tf.playing.play import Summary, recomputed
 from reuse_tf.policies import run_directory
 from reuse_tf.policies.run_directory import STATE, RunDirectory
 
-# What can train: classes that have what is public in `Reinforce`.
+# Classes with the methods and attributes of `Reinforce`.
 ALGORITHMS = {"reinforce": Reinforce}
 # Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
