@@ -1,0 +1,307 @@
+"""PPO: advantages, losses, and what tells how an update went.
+
+The method is that of Schulman et al. (2017), "Proximal Policy Optimization
+Algorithms", [arXiv 1707.06347](https://arxiv.org/abs/1707.06347). The functions
+are pure. Losses are means over a minibatch, and work in a `tf.function` too.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from reuse_tf.learning.reinforce import entropy_bonus
+
+
+def generalized_advantages(
+    rewards, values, next_values, continues, discount, lambda_
+):
+    """Computes generalized advantage estimates, and targets for the values.
+
+        delta[t] = rewards[t] + discount * next_values[t] - values[t]
+        A[t] = delta[t] + discount * lambda_ * continues[t] * A[t + 1],
+            A[T] = 0
+        targets[t] = A[t] + values[t]
+
+    Equation 16 of Schulman et al. (2015),
+    [arXiv 1506.02438](https://arxiv.org/abs/1506.02438), with sums that end
+    where an episode, or what was played of it, ends. What comes after that is
+    in `next_values` alone:
+
+        after step t          next_values[t]                     continues[t]
+        the episode goes on   values[t + 1]                      True
+        it was terminated     0                                  False
+        it was truncated      that of its final observation      False
+        t = T - 1, it goes on that of the observation to act on  either
+
+    Args:
+        rewards: Numbers `[T, N]`, of T steps of N environments.
+        values: Numbers `[T, N]`: estimates for what each step acted on.
+        next_values: Numbers `[T, N]`: estimates for what came of it.
+        continues: Booleans `[T, N]`: whether the next step is one of the same
+            episode.
+        discount: A number in [0, 1].
+        lambda_: A number in [0, 1]. At 0 an advantage is the error of a value
+            by the next one, at 1 by all rewards to come.
+
+    Returns:
+        A pair of float64 arrays `[T, N]`: advantages and targets.
+
+    Raises:
+        ValueError: If an argument is not as above.
+    """
+    for name, number in (("discount", discount), ("lambda_", lambda_)):
+        if not 0 <= number <= 1:
+            raise ValueError(
+                f"Expected `{name}` in [0, 1]. Received: {name}={number}"
+            )
+    continues = np.asarray(continues)
+    if continues.dtype != bool:
+        raise ValueError(
+            "Expected `continues` to be booleans. Received: "
+            f"{continues.dtype.name}"
+        )
+    arrays = {
+        "rewards": np.asarray(rewards, np.float64),
+        "values": np.asarray(values, np.float64),
+        "next_values": np.asarray(next_values, np.float64),
+        "continues": continues,
+    }
+    for name, array in arrays.items():
+        if array.ndim != 2 or array.shape != arrays["rewards"].shape:
+            raise ValueError(
+                f"Expected `{name}` of shape [T, N], that of all arguments. "
+                f"Received: shape {list(array.shape)}, of `rewards` "
+                f"{list(arrays['rewards'].shape)}"
+            )
+    rewards, values, next_values, _ = arrays.values()
+    errors = rewards + discount * next_values - values
+    decay = discount * lambda_ * continues
+    advantages = np.zeros_like(errors)
+    later = np.zeros(errors.shape[1:])
+    for step in reversed(range(len(errors))):
+        advantages[step] = later = errors[step] + decay[step] * later
+    return advantages, advantages + values
+
+
+def normalize_advantages(advantages, epsilon=1e-8):
+    """Shifts and scales advantages to mean 0 and standard deviation 1.
+
+        (advantages - mean(advantages)) / (std(advantages) + epsilon)
+
+    Of a minibatch. Equal advantages, and a single one, become 0.
+
+    Args:
+        advantages: Floats `[B]`.
+        epsilon: A small positive number.
+
+    Returns:
+        A tensor `[B]` of the dtype of `advantages`.
+
+    Raises:
+        ValueError: If `advantages` are not as above.
+    """
+    advantages = _floats("advantages", advantages)
+    # Without the first one equal ones are zeros, whatever the mean rounds to.
+    advantages = advantages - advantages[:1]
+    advantages = advantages - tf.reduce_mean(advantages)
+    deviation = tf.sqrt(tf.reduce_mean(tf.square(advantages)))
+    return advantages / (deviation + epsilon)
+
+
+def log_probabilities(logits, actions):
+    """Computes the logarithms of the probabilities of actions.
+
+        log(softmax(logits[b])[actions[b]])
+
+    Args:
+        logits: Floats `[B, num_actions]`.
+        actions: Integers `[B]`.
+
+    Returns:
+        A tensor `[B]` of the dtype of `logits`.
+
+    Raises:
+        ValueError: If an argument is not of the above rank, shape or dtype.
+        tf.errors.InvalidArgumentError: If an action is not in
+            `[0, num_actions)`.
+    """
+    logits = _floats("logits", logits, "[B, num_actions]")
+    actions = tf.convert_to_tensor(actions)
+    if not actions.dtype.is_integer:
+        raise ValueError(
+            f"Expected `actions` to be integers. Received: {actions.dtype.name}"
+        )
+    _check_like("actions", actions, logits)
+    # The cross entropy with a single label is minus its log-probability.
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
+
+
+def clipped_policy_loss(logits, actions, old_log_probs, advantages, clip):
+    """Computes the loss of the clipped surrogate objective of PPO.
+
+        ratio[b] = exp(log_probabilities(logits, actions)[b]
+                       - old_log_probs[b])
+        - mean over b of min(ratio[b] * advantages[b],
+                             clipped(ratio[b]) * advantages[b])
+
+    where `clipped` is into [1 - clip, 1 + clip]: equation 7 of
+    [arXiv 1707.06347](https://arxiv.org/abs/1707.06347). An action that has
+    become more likely by more than `clip`, and was good, or less likely, and
+    was bad, gets no gradient any more.
+
+    Args:
+        logits: Floats `[B, num_actions]`.
+        actions: Integers `[B]`, the actions that were taken.
+        old_log_probs: Numbers `[B]`: their `log_probabilities` then. No
+            gradient flows into them.
+        advantages: Numbers `[B]`. No gradient flows into them.
+        clip: A number that is not negative.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`.
+
+    Raises:
+        ValueError: If an argument is not of the above rank, shape or dtype.
+        tf.errors.InvalidArgumentError: If an action is not in
+            `[0, num_actions)`.
+    """
+    ratios = tf.exp(_log_ratios(logits, actions, old_log_probs))
+    advantages = _constants("advantages", advantages, ratios)
+    _check_clip(clip)
+    clipped = tf.clip_by_value(ratios, 1 - clip, 1 + clip)
+    return -tf.reduce_mean(
+        tf.minimum(ratios * advantages, clipped * advantages)
+    )
+
+
+def value_loss(values, targets, old_values=None, clip=None):
+    """Computes the mean squared error of values.
+
+        mean over b of (values[b] - targets[b])^2
+
+    Not half of it: a weight of 0.5 is then that of the same name in
+    Stable-Baselines3. With `clip`, the mean is over the larger one of this and
+
+        (old_values[b] + clipped(values[b] - old_values[b]) - targets[b])^2
+
+    where `clipped` is into [-clip, clip]: detail 9 of Huang et al. (2022),
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
+    The right `clip` depends on how large the rewards are.
+
+    Args:
+        values: Floats `[B]`.
+        targets: Numbers `[B]`. No gradient flows into them.
+        old_values: Numbers `[B]`, the values when the actions were taken. No
+            gradient flows into them. Not used without `clip`.
+        clip: A number that is not negative, or None.
+
+    Returns:
+        A scalar tensor of the dtype of `values`.
+
+    Raises:
+        ValueError: If an argument is not of the above rank, shape or dtype, or
+            there are no `old_values` to clip by.
+    """
+    values = _floats("values", values)
+    targets = _constants("targets", targets, values)
+    squares = tf.square(values - targets)
+    if clip is not None:
+        _check_clip(clip)
+        if old_values is None:
+            raise ValueError("Expected `old_values` with `clip`.")
+        old_values = _constants("old_values", old_values, values)
+        clipped = old_values + tf.clip_by_value(
+            values - old_values, -clip, clip
+        )
+        squares = tf.maximum(squares, tf.square(clipped - targets))
+    return tf.reduce_mean(squares)
+
+
+def mean_entropy(logits):
+    """Computes the mean entropy of a policy: see `reinforce.entropy_bonus`.
+
+    Args:
+        logits: Floats `[B, num_actions]`.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`, in nats.
+
+    Raises:
+        ValueError: If `logits` are not as above.
+    """
+    logits = tf.convert_to_tensor(logits)
+    return entropy_bonus(logits) / tf.cast(tf.shape(logits)[0], logits.dtype)
+
+
+def clip_fraction(logits, actions, old_log_probs, clip):
+    """Computes which part of the ratios is out of [1 - clip, 1 + clip].
+
+    Arguments and errors are those of `clipped_policy_loss`.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`, in [0, 1].
+    """
+    ratios = tf.exp(_log_ratios(logits, actions, old_log_probs))
+    _check_clip(clip)
+    is_out = tf.abs(ratios - 1) > clip
+    return tf.reduce_mean(tf.cast(is_out, ratios.dtype))
+
+
+def approximate_kl(logits, actions, old_log_probs):
+    """Estimates how far a policy is from the one that acted.
+
+        mean over b of ratio[b] - 1 - log(ratio[b])
+
+    with the ratios of `clipped_policy_loss`: an estimate of the divergence
+    KL(old, new) that is never negative. See Schulman (2020), [Approximating KL
+    Divergence](http://joschu.net/blog/kl-approx.html).
+
+    Arguments and errors are those of `clipped_policy_loss`.
+
+    Returns:
+        A scalar tensor of the dtype of `logits`, in nats.
+    """
+    log_ratios = _log_ratios(logits, actions, old_log_probs)
+    return tf.reduce_mean(tf.math.expm1(log_ratios) - log_ratios)
+
+
+def _log_ratios(logits, actions, old_log_probs):
+    log_probs = log_probabilities(logits, actions)
+    return log_probs - _constants("old_log_probs", old_log_probs, log_probs)
+
+
+def _floats(name, tensor, shape="[B]"):
+    """A tensor of floats, of as many axes as `shape` has names."""
+    tensor = tf.convert_to_tensor(tensor)
+    if not tensor.dtype.is_floating:
+        raise ValueError(
+            f"Expected `{name}` to be floats. Received: {tensor.dtype.name}"
+        )
+    if tensor.shape.rank not in (len(shape.split(",")), None):
+        raise ValueError(
+            f"Expected `{name}` of shape {shape}. Received: shape "
+            f"{tensor.shape}"
+        )
+    return tensor
+
+
+def _constants(name, numbers, like):
+    """A tensor of the dtype of another and one for each of its rows."""
+    constants = tf.stop_gradient(tf.cast(numbers, like.dtype))
+    _check_like(name, constants, like)
+    return constants
+
+
+def _check_like(name, tensor, like):
+    if not tensor.shape.is_compatible_with(like.shape[:1]):
+        raise ValueError(
+            f"Expected `{name}` of shape [B], one for each row of shape "
+            f"{like.shape}. Received: shape {tensor.shape}"
+        )
+
+
+def _check_clip(clip):
+    # Of a tensor it is known only when it is computed.
+    if not tf.is_tensor(clip) and not clip >= 0:
+        raise ValueError(
+            f"Expected `clip` not to be negative. Received: clip={clip}"
+        )
