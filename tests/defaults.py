@@ -15,7 +15,7 @@ from catch import Catch
 from reuse_tf.benchmark import layer
 from reuse_tf.learning import training
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
-from reuse_tf.policies import policy
+from reuse_tf.policies import networks, policy
 from reuse_tf.policies.run_directory import newest_policy
 
 
@@ -31,6 +31,16 @@ def built():
         arrays[f"logits{incremental}"] = np.asarray(model(frames))
         for i, weights in enumerate(model.get_weights()):
             arrays[f"weights{incremental}{i}"] = weights
+    for network in networks.NETWORKS:
+        keras.utils.set_random_seed(3)
+        model = networks.build_network(
+            network, (36, 36, 3), 4, filters=(2, 3, 4), value=True
+        )
+        frames = np.repeat(np.repeat(frames, 6, 1), 6, 2)[:, :36, :36]
+        for name, output in model(frames).items():
+            arrays[f"{network}_{name}"] = np.asarray(output)
+        for i, weights in enumerate(model.get_weights()):
+            arrays[f"{network}_weights{i}"] = weights
     for optimizer in OPTIMIZERS:
         settings = Settings(
             episodes=2, optimizer=optimizer, filters=(2,), learning_rate=0.01

@@ -1,6 +1,7 @@
 """Whole networks to measure, and frames for them."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from reuse_tf import atari
 from reuse_tf.atari.games import full_id
-from reuse_tf.policies import build_policy
+from reuse_tf.policies import build_network
 
 SIZE, BLOCK = 224, 16
 CHANGES = ("none", "block", "all")
@@ -65,55 +66,6 @@ def frames_of_pixels(change, count, seed=0):
         yield frame
 
 
-def paper(shape, num_actions):
-    """This package's policy: two convolutions, as in Khachatourian (2019)."""
-    return build_policy(shape, num_actions, (40, 80), incremental=False)
-
-
-def nature(shape, num_actions):
-    """Three convolutions with strides (Mnih et al., 2015, Nature 518)."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            layers.Rescaling(1 / 255),
-            layers.Conv2D(32, 8, strides=4, activation="relu"),
-            layers.Conv2D(64, 4, strides=2, activation="relu"),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(512, activation="relu"),
-            layers.Dense(num_actions),
-        ]
-    )
-
-
-def impala(shape, num_actions):
-    """A residual network of 15 convolutions, a policy and a value.
-
-    The small one of Espeholt et al. (2018), arXiv 1802.01561, without its
-    LSTM; it gives `[logits, value]`.
-    """
-    layers = keras.layers
-
-    def convolution(x, filters):
-        return layers.Conv2D(filters, 3, padding="same")(x)
-
-    inputs = keras.Input(shape)
-    x = layers.Rescaling(1 / 255)(inputs)
-    for filters in (16, 32, 32):
-        x = convolution(x, filters)
-        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
-        for _ in range(2):
-            y = convolution(layers.ReLU()(x), filters)
-            y = convolution(layers.ReLU()(y), filters)
-            x = layers.Add()([x, y])
-    x = layers.Flatten()(layers.ReLU()(x))
-    x = layers.Dense(256, activation="relu")(x)
-    return keras.Model(
-        inputs, [layers.Dense(num_actions)(x), layers.Dense(1)(x)]
-    )
-
-
 def _screens(game, num_envs):
     """Environments whose observations are screens, [N, H, W, 1]."""
     return atari.make_vector(game, num_envs, downsample=2)
@@ -146,9 +98,11 @@ class GameNetwork(NamedTuple):
 
 
 GAME_NETWORKS = {
-    "paper": GameNetwork(paper, _screens),
-    "nature": GameNetwork(nature, _stacks),
-    "IMPALA": GameNetwork(impala, _stacks),
+    "paper": GameNetwork(functools.partial(build_network, "paper"), _screens),
+    "nature": GameNetwork(functools.partial(build_network, "nature"), _stacks),
+    "IMPALA": GameNetwork(
+        functools.partial(build_network, "impala", value=True), _stacks
+    ),
 }
 
 

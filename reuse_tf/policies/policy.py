@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 
-from reuse_tf import ops
+from reuse_tf import internals, ops
 from reuse_tf.convert import convert, plain
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 from reuse_tf.policies.run_directory import policies
@@ -38,24 +38,9 @@ def build_policy(
         ValueError: If an argument is not positive, or of another rank.
     """
     input_shape, filters = tuple(input_shape), tuple(filters)
-    if len(input_shape) != 3 or not all(map(_is_positive, input_shape)):
-        raise ValueError(
-            "`input_shape` must be three positive integers, (height, width, "
-            f"channels). Received: input_shape={input_shape}"
-        )
-    if not filters or not all(map(_is_positive, filters)):
-        raise ValueError(
-            "`filters` must be one or more positive integers. "
-            f"Received: filters={filters}"
-        )
-    for name, value in {
-        "num_actions": num_actions,
-        "kernel_size": kernel_size,
-    }.items():
-        if not _is_positive(value):
-            raise ValueError(
-                f"`{name}` must be a positive integer. Received: {name}={value}"
-            )
+    check_arguments(
+        input_shape, filters, num_actions=num_actions, kernel_size=kernel_size
+    )
     conv, dense = (
         (IncrementalConv2D, IncrementalDense)
         if incremental
@@ -86,7 +71,37 @@ def build_policy(
     )
 
 
-def load_policy(path, input_shape, num_actions, incremental=True):
+def check_arguments(input_shape, filters, **counts):
+    """Refuses what no network can be built of.
+
+    Args:
+        input_shape: Expected to be three positive integers.
+        filters: Expected to be one or more positive integers.
+        **counts: Expected to be positive integers.
+
+    Raises:
+        ValueError: If something is not as expected; it names the argument.
+    """
+    if len(input_shape) != 3 or not all(map(_is_positive, input_shape)):
+        raise ValueError(
+            "`input_shape` must be three positive integers, (height, width, "
+            f"channels). Received: input_shape={input_shape}"
+        )
+    if not filters or not all(map(_is_positive, filters)):
+        raise ValueError(
+            "`filters` must be one or more positive integers. "
+            f"Received: filters={filters}"
+        )
+    for name, value in counts.items():
+        if not _is_positive(value):
+            raise ValueError(
+                f"`{name}` must be a positive integer. Received: {name}={value}"
+            )
+
+
+def load_policy(
+    path, input_shape, num_actions, incremental=True, *, value=False
+):
     """Loads a saved policy.
 
     Args:
@@ -97,9 +112,10 @@ def load_policy(path, input_shape, num_actions, incremental=True):
         num_actions: Number of actions it is to choose among.
         incremental: Whether activations are to be reused, whichever way it
             was saved.
+        value: See `policy_of`.
 
     Returns:
-        A Keras model, as of `build_policy`.
+        A Keras model, as of `policy_of`.
 
     Raises:
         ValueError: If the file holds no such policy.
@@ -114,16 +130,64 @@ def load_policy(path, input_shape, num_actions, incremental=True):
         raise ValueError(
             f"Cannot load a policy from {str(path)!r}: {reason}.{hint}"
         ) from error
-    for what, expected, received in (
-        ("input", (None, *input_shape), model.input_shape),
-        ("output", (None, num_actions), model.output_shape),
+    policy = policy_of(
+        model,
+        f"The policy in {str(path)!r}",
+        input_shape,
+        num_actions,
+        value=value,
+    )
+    return convert(policy) if incremental else plain(policy)
+
+
+def policy_of(model, what, input_shape, num_actions, *, value=False):
+    """Takes of a model what is asked for.
+
+    Args:
+        model: A Keras model, frames to logits or to a dict of `"logits"`,
+            `"value"` and whatever else.
+        what: What to call it in errors.
+        input_shape: Shape of a frame, `(height, width, channels)`.
+        num_actions: Number of actions.
+        value: Whether the value is wanted beside the logits.
+
+    Returns:
+        A Keras model of the same layers, frames `[batch, height, width,
+        channels]` to logits `[batch, num_actions]`, or, if `value`, to a dict
+        `{"logits": [batch, num_actions], "value": [batch, 1]}`.
+
+    Raises:
+        ValueError: If the model does not give these.
+    """
+    if not isinstance(model, keras.Sequential | internals.Functional) or not (
+        model.built and hasattr(model, "inputs")
     ):
-        if received != expected:
+        raise ValueError(
+            f"{what} does not fit: expected a Sequential or functional Keras "
+            f"model that is built. Received: {model!r}"
+        )
+    outputs = internals.outputs_of(model)
+    if isinstance(outputs, dict) and not value:
+        outputs = outputs.get("logits", outputs)
+    expected = (None, num_actions)
+    if value:
+        expected = {"logits": expected, "value": (None, 1)}
+        if isinstance(outputs, dict) and expected.keys() <= outputs.keys():
+            outputs = {name: outputs[name] for name in expected}
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    for part, want, tensors in (
+        ("input", (None, *input_shape), inputs),
+        ("output", expected, outputs),
+    ):
+        got = keras.tree.map_structure(lambda tensor: tensor.shape, tensors)
+        if got != want:
             raise ValueError(
-                f"The policy in {str(path)!r} does not fit: expected {what} "
-                f"shape {expected}. Received: {received}"
+                f"{what} does not fit: expected {part} shape {want}. "
+                f"Received: {got}"
             )
-    return convert(model) if incremental else plain(model)
+    if outputs is internals.outputs_of(model):
+        return model
+    return keras.Model(inputs, outputs, name=model.name)
 
 
 class Sampler:
