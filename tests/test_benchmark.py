@@ -671,7 +671,9 @@ def test_policies_that_draw_other_actions_are_not_measured(monkeypatch):
     assert len(chosen) == 100
     runner_step = Runner.step
     monkeypatch.setattr(
-        Runner, "step", lambda self, frames: -10 * runner_step(self, frames)
+        Runner,
+        "step",
+        lambda *given, **named: -10 * runner_step(*given, **named),
     )
     with pytest.raises(RuntimeError, match="drew different actions"):
         infer.measure("Pong", column="content", chosen=chosen, **arguments)
