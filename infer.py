@@ -9,8 +9,13 @@ import program
 CHECKPOINT = program.define_path(
     "checkpoint",
     "Policy to play: a .keras file, or the directory of a run of train.py, "
-    "whose --game and --downsample are then the default. If not given, "
-    "--filters describes one, with random weights.",
+    "whose --game and frames are then the default. If not given, --network "
+    "and --filters describe one, with random weights.",
+)
+GREEDY = flags.DEFINE_boolean(
+    "greedy",
+    False,
+    "Whether to do the likeliest action rather than to draw one.",
 )
 RECORD = program.define_output(
     "record",
@@ -44,17 +49,20 @@ def main(_):
     try:
         run = {}
         if CHECKPOINT.value is not None:
-            run = saved_settings(CHECKPOINT.value)
+            run = saved_settings(_run_of(CHECKPOINT.value))
+        num_envs = program.NUM_ENVS.value or 1
         env, policy = play.prepare(
             _value(program.GAME, run),
+            preprocessing=_value(program.PREPROCESSING, run) or "paper",
             downsample=_value(program.DOWNSAMPLE, run),
+            network=program.NETWORK.value or "paper",
             filters=program.FILTERS.value,
-            num_envs=program.NUM_ENVS.value,
+            num_envs=num_envs,
             checkpoint=CHECKPOINT.value,
             seed=program.SEED.value,
         )
         if RECORD.value is not None:
-            if program.NUM_ENVS.value > 1:
+            if num_envs > 1:
                 raise ValueError("--record shows one environment, not several")
             env = record.Recorder(env, policy, program.REUSE.value)
         # What was played is reported however often Ctrl-C is pressed.
@@ -62,9 +70,10 @@ def main(_):
             summary = play.play(
                 env,
                 policy,
-                steps=program.STEPS.value,
+                steps=program.STEPS.value or 3000,
                 reuse=program.REUSE.value,
                 seed=program.SEED.value,
+                greedy=GREEDY.value,
             )
             program.finish(
                 summary,
@@ -77,6 +86,18 @@ def main(_):
             )
     except (FloatingPointError, OSError, ValueError) as error:
         program.fail(files.explain(error))
+
+
+def _run_of(checkpoint):
+    """Returns the directory of the run that a policy is of, or may be."""
+    if os.path.isdir(checkpoint):
+        return checkpoint
+    # That of a checkpoint is one further up.
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    parent = os.path.dirname(folder)
+    return (
+        parent if os.path.basename(folder).startswith("checkpoint-") else folder
+    )
 
 
 def _value(flag, run):

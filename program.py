@@ -98,21 +98,46 @@ def _why_not_writable(path):
 GAME = flags.DEFINE_string(
     "game", "Pong", "Atari game, by short name (Pong) or id (ALE/Pong-v5)."
 )
+NETWORK = flags.DEFINE_enum(
+    "network",
+    None,
+    ["paper", "nature", "impala"],
+    "Network of the policy. paper: convolutions and a dense layer. nature: "
+    "that of DQN. impala: a residual network.",
+)
 FILTERS = flags.DEFINE(
     _FiltersParser(),
     "filters",
-    "40,80",
-    "Filters of each convolution of the policy.",
+    None,
+    "Filters of each convolution of the network. By default 40,80 for paper, "
+    "32,64,64 for nature, and 16,32,32 for the parts of impala.",
     serializer=flags.CsvListSerializer(","),
 )
+PREPROCESSING = flags.DEFINE_enum(
+    "preprocessing",
+    None,
+    ["paper", "standard"],
+    "What of the screen is seen. paper: every n-th pixel in one channel. "
+    "standard: four frames of 84 x 84, as channels.",
+)
 DOWNSAMPLE = flags.DEFINE_integer(
-    "downsample", 2, "Keep every n-th pixel of the screen: 1, 2 or 4."
+    "downsample",
+    2,
+    "Keep every n-th pixel of the screen: 1, 2 or 4. For "
+    "--preprocessing=paper.",
 )
 STEPS = flags.DEFINE_integer(
-    "steps", 3000, "Steps of the environments in all.", lower_bound=1
+    "steps",
+    None,
+    "Steps of the environments in all. By default 3000, and 1000000 for "
+    "--algorithm=ppo.",
+    lower_bound=1,
 )
 NUM_ENVS = flags.DEFINE_integer(
-    "num_envs", 1, "Environments to play at once.", lower_bound=1
+    "num_envs",
+    None,
+    "Environments to play at once. By default 1, and 8 for --algorithm=ppo.",
+    lower_bound=1,
 )
 REUSE = flags.DEFINE_enum(
     "reuse",

@@ -1,4 +1,4 @@
-"""Trains a policy to play an Atari game by REINFORCE, reusing activations."""
+"""Trains a policy to play an Atari game, reusing activations."""
 
 import dataclasses
 import os
@@ -10,6 +10,13 @@ import program
 
 _OPTIMIZERS = ["adam", "rmsprop", "sgd"]
 
+flags.DEFINE_enum(
+    "algorithm",
+    "reinforce",
+    ["reinforce", "ppo"],
+    "How to learn. reinforce: an update for each episode. ppo: several, with "
+    "a critic, after some steps of each environment.",
+)
 flags.DEFINE_integer(
     "episodes",
     None,
@@ -17,22 +24,94 @@ flags.DEFINE_integer(
     "it, whichever is reached first.",
     lower_bound=1,
 )
-flags.DEFINE_float("learning_rate", 1e-5, "Learning rate of the optimizer.")
+flags.DEFINE_float(
+    "learning_rate",
+    None,
+    "Learning rate of the optimizer. By default 1e-5, and 2.5e-4 for ppo.",
+)
+flags.DEFINE_boolean(
+    "anneal",
+    None,
+    "ppo: whether the learning rate falls to zero at the last step. By "
+    "default it does, if --steps are the bound.",
+)
 flags.DEFINE_enum("optimizer", "adam", _OPTIMIZERS, "Optimizer.")
 flags.DEFINE_float("discount", 0.99, "Discount of rewards per step.", 0.0, 1.0)
+flags.DEFINE_float(
+    "gae_lambda",
+    None,
+    "ppo: how far advantages look ahead, from 0 to 1. By default 0.95.",
+    0.0,
+    1.0,
+)
+flags.DEFINE_boolean(
+    "clip_rewards",
+    None,
+    "ppo: whether rewards are cut to their sign. By default they are.",
+)
 flags.DEFINE_integer(
     "batch_episodes",
     None,
-    "Episodes per update, no fewer than --num_envs, which is the default.",
+    "reinforce: episodes per update, no fewer than --num_envs, which is the "
+    "default.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "num_steps",
+    None,
+    "ppo: steps of each environment per update. By default 128.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "epochs",
+    None,
+    "ppo: how often an update uses each step. By default 4.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "minibatches",
+    None,
+    "ppo: in how many parts. By default 4.",
     lower_bound=1,
 )
 flags.DEFINE_float(
-    "entropy", 0.0, "Weight of the entropy bonus.", lower_bound=0.0
+    "clip",
+    None,
+    "ppo: by how much an action may become more or less likely. By default "
+    "0.1.",
+)
+flags.DEFINE_float(
+    "value_weight",
+    None,
+    "ppo: weight of the critic's loss. By default 0.5.",
+    lower_bound=0.0,
+)
+flags.DEFINE_float(
+    "value_clip",
+    None,
+    "ppo: by how much a value may change. By default by any.",
+)
+flags.DEFINE_float(
+    "entropy",
+    None,
+    "Weight of the entropy bonus. By default 0, and 0.01 for ppo.",
+    lower_bound=0.0,
 )
 flags.DEFINE_float(
     "clip_norm",
     None,
-    "Bound of the gradient's global norm. By default there is none.",
+    "Bound of the gradient's global norm. By default there is none, and 0.5 "
+    "for ppo.",
+)
+flags.DEFINE_integer(
+    "eval_every",
+    None,
+    "Steps after which the policy plays whole games for its score. By default "
+    "it never does.",
+    lower_bound=1,
+)
+flags.DEFINE_integer(
+    "eval_episodes", 10, "Games of each evaluation.", lower_bound=1
 )
 flags.DEFINE_float(
     "checkpoint_seconds",
@@ -51,6 +130,8 @@ flags.adopt_module_key_flags(program)
 
 
 @flags.validator("learning_rate", message="must be positive")
+@flags.validator("clip", message="must be positive")
+@flags.validator("value_clip", message="must be positive")
 @flags.validator("clip_norm", message="must be positive")
 def _is_positive(value):
     return value is None or 0 < value < float("inf")
@@ -96,8 +177,6 @@ def _values(names, saved):
     """Returns the flags' values; where a flag is not given, the saved one."""
     given = {name for name in names if flags.FLAGS[name].present}
     values = {name: flags.FLAGS[name].value for name in names}
-    if "episodes" in given and "steps" not in given:
-        values["steps"] = None
     return {**values, **saved, **{name: values[name] for name in given}}
 
 

@@ -196,7 +196,7 @@ def _gradient(model, reuse, frames):
     for played in (short, episode):  # The first time takes longer.
         begin = time.perf_counter()
         reinforce.policy_gradient(
-            evaluate.logits_fn,
+            evaluate.outputs_fn,
             model.trainable_variables,
             [played],
             discount=0.99,
@@ -208,7 +208,7 @@ def _gradient(model, reuse, frames):
         "gradient_frames": len(frames),
     }
     if reuse != "none":
-        patches = evaluate.logits_fn.structure(np.stack(frames)).patches
+        patches = evaluate.outputs_fn.structure(np.stack(frames)).patches
         row["gradient_rows"] = sum(len(table) for table in patches)
     return row
 

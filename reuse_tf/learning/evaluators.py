@@ -1,5 +1,8 @@
 """How to act by a policy and to differentiate it, with reuse or without."""
 
+import functools
+
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,20 +19,22 @@ class Reusing:
     """Acts by a model and differentiates it, with reuse.
 
     Args:
-        model: A Keras model, frames `[N, height, width, channels]` to logits.
+        model: A Keras model of frames `[N, height, width, channels]`.
         reuse: That of `Runner`.
 
     Attributes:
-        act: A function from frames of N streams to logits.
-        logits_fn: A function from frames of one stream, or a `Structure`, to
-            logits, differentiable under `tf.GradientTape`.
-        max_frames: The most frames to pass to a call of `logits_fn`.
+        act: A function from frames of N streams to the model's outputs, arrays
+            which the next call may overwrite.
+        outputs_fn: A function from frames of one stream, or what
+            `minibatches` gives, to the outputs, differentiable under
+            `tf.GradientTape`.
+        max_frames: The most frames to pass to a call of `outputs_fn`.
     """
 
     def __init__(self, model, reuse):
         self._runner = Runner(model, reuse)
-        self.act = self._runner.step
-        self.logits_fn = self._runner
+        self.act = functools.partial(self._runner.step, copy=False)
+        self.outputs_fn = self._runner
         frame_bytes = np.prod(model.input_shape[1:])
         self.max_frames = max(1, int(_VIDEO_BYTES / frame_bytes))
 
@@ -57,6 +62,22 @@ class Reusing:
             return None
         return structure._replace(order=tf.gather(structure.order, order))
 
+    def minibatches(self, frames):
+        """Ends what `begin` began, for parts of the frames.
+
+        Args:
+            frames: The frames acted upon since `begin`, `[T, height, width,
+                channels]` in the order of acting, or the first T of them.
+
+        Returns:
+            A function from some of their numbers to what `outputs_fn` takes
+            for these frames.
+        """
+        structure = self._runner.recorded()
+        if structure is None:
+            structure = self._runner.structure(frames)
+        return structure.take
+
 
 class Plain:
     """The same without reuse."""
@@ -70,8 +91,10 @@ class Plain:
         ).get_concrete_function()
         # Slow at first.
         call(tf.zeros((1, *model.input_shape[1:]), tf.uint8))
-        self.act = lambda frames: call(tf.constant(frames)).numpy()
-        self.logits_fn = lambda frames: call(tf.constant(frames))
+        self.act = lambda frames: keras.tree.map_structure(
+            lambda tensor: tensor.numpy(), call(tf.constant(frames))
+        )
+        self.outputs_fn = lambda frames: call(tf.constant(frames))
         activations = sum(
             np.prod(layer.output.shape[1:]) for layer in model.layers
         )
@@ -83,6 +106,9 @@ class Plain:
 
     def end(self, order):
         return None
+
+    def minibatches(self, frames):
+        return lambda numbers: frames[numbers]
 
 
 def evaluator(model, reuse):

@@ -11,13 +11,16 @@ _OPTIMIZERS = {
 }
 
 
-def make_optimizer(settings, variables):
+def make_optimizer(settings, variables, epsilon):
     """Returns the `Optimizer` of variables that `Settings` describe."""
+    others = {} if settings.optimizer == "sgd" else {"epsilon": epsilon}
     # Keras keeps the learning rate in its default type, whichever that is.
     floatx = keras.config.floatx()
     keras.config.set_floatx("float32")
     try:
-        optimizer = _OPTIMIZERS[settings.optimizer](settings.learning_rate)
+        optimizer = _OPTIMIZERS[settings.optimizer](
+            settings.learning_rate, **others
+        )
     finally:
         keras.config.set_floatx(floatx)
     return Optimizer(optimizer, variables, settings.clip_norm)
@@ -91,6 +94,15 @@ class Optimizer:
                     f"the weights {variable.path!r} are not finite any more"
                 )
         return norm
+
+    @property
+    def learning_rate(self):
+        """The learning rate, which may be assigned to."""
+        return float(self._optimizer.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self._optimizer.learning_rate = value
 
     def save(self, path):
         """Writes the optimizer's own variables to an `.npz` file."""

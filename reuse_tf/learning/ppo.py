@@ -1,14 +1,24 @@
-"""PPO: advantages, losses, and what tells how an update went.
+"""PPO, from advantages and losses to the updates of a policy and its critic.
 
 The method is that of Schulman et al. (2017), "Proximal Policy Optimization
 Algorithms", [arXiv 1707.06347](https://arxiv.org/abs/1707.06347). The functions
 are pure. Losses are means over a minibatch, and work in a `tf.function` too.
+`PPO` plays with a policy and updates it by them.
 """
+
+import dataclasses
+import time
 
 import numpy as np
 import tensorflow as tf
 
+from reuse_tf.learning import environments
+from reuse_tf.learning.learner import Learner
 from reuse_tf.learning.reinforce import entropy_bonus
+from reuse_tf.policies import Sampler
+
+# What Adam and RMSprop add to denominators: detail 3 of Huang et al. (2022).
+_EPSILON = 1e-5
 
 
 def generalized_advantages(
@@ -262,6 +272,293 @@ def approximate_kl(logits, actions, old_log_probs):
     """
     log_ratios = _log_ratios(logits, actions, old_log_probs)
     return tf.reduce_mean(tf.math.expm1(log_ratios) - log_ratios)
+
+
+@dataclasses.dataclass
+class Rollout:
+    """Steps of several environments, and what was thought of them.
+
+    Attributes:
+        frames: uint8 `[T, N, height, width, channels]`: what was seen.
+        logits: float32 `[T, N, num_actions]`, for these frames.
+        values: float32 `[T, N]`, likewise.
+        actions: int64 `[T, N]`: what was done.
+        rewards: float32 `[T, N]`: what came of it.
+        next_values: float32 `[T, N]`: see `generalized_advantages`.
+        continues: bool `[T, N]`: likewise.
+        episodes: Tuples of `length`, `return_` and `end` (see `Row`) of the
+            episodes that ended.
+    """
+
+    frames: np.ndarray
+    logits: np.ndarray
+    values: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_values: np.ndarray
+    continues: np.ndarray
+    episodes: list
+
+    @classmethod
+    def empty(cls, steps, num_envs, frame_shape, num_actions):
+        """A rollout that is yet to be filled."""
+        of_steps = (steps, num_envs)
+        return cls(
+            frames=np.empty((*of_steps, *frame_shape), np.uint8),
+            logits=np.empty((*of_steps, num_actions), np.float32),
+            values=np.empty(of_steps, np.float32),
+            actions=np.empty(of_steps, np.int64),
+            rewards=np.empty(of_steps, np.float32),
+            next_values=np.empty(of_steps, np.float32),
+            continues=np.empty(of_steps, bool),
+            episodes=[],
+        )
+
+    def flat(self, name):
+        """An attribute as `[T * N, ...]`, environments within steps."""
+        array = getattr(self, name)
+        return array.reshape(-1, *array.shape[2:])
+
+
+class PPO:
+    """PPO in the environments of a run.
+
+    An iteration is an update: `num_steps` steps of each environment, then
+    `epochs` times a change of the weights for each of `minibatches`. What the
+    next one does depends on `state()`, on what `write` writes, on the steps so
+    far if the learning rate is annealed, and on nothing else.
+
+    The loss of a life ends an episode for the advantages, though not the game.
+
+    Args:
+        settings: `Settings`.
+        make_env: See `training.train`.
+
+    Attributes:
+        model: The policy and its critic, a plain Keras model. None until
+            `build` is called.
+
+    Raises:
+        ValueError: If there is no such game, or the environment is not one
+            of uint8 frames and discrete actions.
+    """
+
+    def __init__(self, settings, make_env=None):
+        self._settings = settings
+        self._games = environments.make_games(settings, make_env)
+        self.model = None
+
+    def build(self):
+        """Makes the policy and its optimizer, which takes seconds."""
+        settings, games = self._settings, self._games
+        seeds = np.random.SeedSequence(settings.seed).generate_state(2)
+        self._rng = np.random.default_rng(seeds[0])
+        self._frames = games.reset(int(seeds[1]))
+        self._sample = Sampler(self._rng)
+        self._learner = Learner(
+            settings,
+            games.frame_shape,
+            games.num_actions,
+            value=True,
+            epsilon=_EPSILON,
+        )
+        self.model = self._learner.model
+        self._loss = tf.function(self._losses, autograph=False)
+        # The same memory for each of them.
+        self._rollout = Rollout.empty(
+            settings.num_steps,
+            games.num_envs,
+            games.frame_shape,
+            games.num_actions,
+        )
+
+    @property
+    def stats(self):
+        """The `RunnerStats` of acting; None without reuse."""
+        return self._learner.evaluator.stats
+
+    def iterate(self, progress, bar, stop):
+        """Plays steps and updates the weights. See `Reinforce.iterate`."""
+        settings = self._settings
+        if settings.anneal:
+            done = min(1.0, progress.steps / settings.steps)
+            rate = settings.learning_rate * (1 - done)
+            self._learner.optimizer.learning_rate = rate
+        self._learner.evaluator.begin()
+        rollout = self._play(progress, bar, stop)
+        if stop.requested:
+            return None
+        begin = time.perf_counter()
+        scalars = self._update(rollout)
+        progress.update_seconds += time.perf_counter() - begin
+        return rollout.episodes, scalars
+
+    def _play(self, progress, bar, stop):
+        """Plays the steps of an update.
+
+        Args:
+            progress: Has its steps and seconds counted up.
+            bar: The `Bar` to show them in.
+            stop: A `process.Stop`, at whose request it ends early.
+
+        Returns:
+            A `Rollout`, which the next one overwrites.
+        """
+        rollout, act = self._rollout, self._learner.evaluator.act
+        rollout.episodes = []
+        for t in range(self._settings.num_steps):
+            if stop.requested:
+                return rollout
+            begin = time.perf_counter()
+            rollout.frames[t] = self._frames
+            outputs = act(rollout.frames[t])
+            rollout.logits[t] = outputs["logits"]
+            rollout.values[t] = outputs["value"][:, 0]
+            rollout.actions[t] = self._sample(outputs["logits"])
+            chosen = time.perf_counter()
+            step = self._games.step(rollout.actions[t])
+            self._frames = step.frames
+            ends = step.terminated | step.life_lost
+            rollout.rewards[t] = step.rewards
+            rollout.continues[t] = ~(ends | step.truncated)
+            # What comes next is known where it does not go on. Elsewhere it is
+            # the value of the next step.
+            rollout.next_values[t] = 0
+            for episode in step.episodes:
+                is_over = bool(step.terminated[episode.environment])
+                rollout.episodes.append(
+                    (
+                        episode.length,
+                        episode.total_reward,
+                        "terminated" if is_over else "truncated",
+                    )
+                )
+                if not is_over:
+                    rollout.next_values[t, episode.environment] = self._value(
+                        episode.last_frame
+                    )
+            end = time.perf_counter()
+            progress.policy_seconds += chosen - begin
+            progress.environment_seconds += end - chosen
+            progress.steps += self._games.num_envs
+            bar.update(progress.steps)
+        last_values = act(self._frames)["value"][:, 0]
+        following = np.concatenate([rollout.values[1:], last_values[None]])
+        np.copyto(rollout.next_values, following, where=rollout.continues)
+        return rollout
+
+    def _value(self, frame):
+        """What is thought of a frame that is not acted upon."""
+        return self.model(frame[np.newaxis], training=False)["value"][0, 0]
+
+    def _update(self, rollout):
+        """Changes the weights.
+
+        Args:
+            rollout: A `Rollout`.
+
+        Returns:
+            A dict of numbers to log: means over the minibatches.
+        """
+        settings, learner = self._settings, self._learner
+        rewards = rollout.rewards
+        if settings.clip_rewards:
+            rewards = np.sign(rewards)
+        advantages, targets = generalized_advantages(
+            rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.continues,
+            settings.discount,
+            settings.gae_lambda,
+        )
+        logits, actions = rollout.flat("logits"), rollout.flat("actions")
+        columns = [
+            actions,
+            log_probabilities(logits, actions).numpy(),
+            advantages.reshape(-1).astype(np.float32),
+            targets.reshape(-1).astype(np.float32),
+            rollout.flat("values"),
+        ]
+        minibatch = learner.evaluator.minibatches(rollout.flat("frames"))
+        means = {}
+        for _ in range(settings.epochs):
+            shuffled = self._rng.permutation(len(actions))
+            for numbers in np.array_split(shuffled, settings.minibatches):
+                # In the order of time they cost less.
+                numbers.sort()
+                with tf.GradientTape() as tape:
+                    outputs = learner.evaluator.outputs_fn(minibatch(numbers))
+                    scalars = self._loss(
+                        outputs["logits"],
+                        outputs["value"][:, 0],
+                        *(tf.constant(column[numbers]) for column in columns),
+                    )
+                gradients = tape.gradient(
+                    scalars["loss"], learner.optimizer.variables
+                )
+                loss = float(scalars["loss"])
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the loss is not finite: {loss}")
+                norm = learner.optimizer.apply(gradients)
+                for name, value in {**scalars, "gradient_norm": norm}.items():
+                    means.setdefault(name, []).append(float(value))
+        return {
+            **{name: np.mean(values) for name, values in means.items()},
+            "learning_rate": learner.optimizer.learning_rate,
+        }
+
+    def _losses(
+        self, logits, values, actions, old_log_probs, advantages, targets, old
+    ):
+        """The loss of a minibatch, its parts, and how far the policy went."""
+        settings = self._settings
+        advantages = normalize_advantages(advantages)
+        policy = clipped_policy_loss(
+            logits, actions, old_log_probs, advantages, settings.clip
+        )
+        value = value_loss(values, targets, old, settings.value_clip)
+        entropy = mean_entropy(logits)
+        return {
+            "loss": policy
+            + settings.value_weight * value
+            - settings.entropy * entropy,
+            "policy_loss": policy,
+            "value_loss": value,
+            "entropy": entropy,
+            "clip_fraction": clip_fraction(
+                logits, actions, old_log_probs, settings.clip
+            ),
+            "approximate_kl": approximate_kl(logits, actions, old_log_probs),
+        }
+
+    def state(self):
+        """Returns the state of the actions and the environments, for JSON."""
+        return {
+            "actions": self._rng.bit_generator.state,
+            "environments": self._games.state(),
+        }
+
+    def restore(self, state):
+        """Goes back to what `state` has returned.
+
+        Raises:
+            Exception: Of any kind, if it is something else.
+        """
+        self._rng.bit_generator.state = state["actions"]
+        self._frames = self._games.restore(state["environments"])
+
+    def write(self, path):
+        """Writes the policy, its critic and the optimizer into a directory."""
+        self._learner.write(path)
+
+    def read(self, path):
+        """Reads what `write` has written.
+
+        Raises:
+            ValueError: If it is damaged. The error names the file.
+        """
+        self._learner.read(path)
 
 
 def _log_ratios(logits, actions, old_log_probs):

@@ -155,11 +155,12 @@ class TensorBoard:
             OSError: If it cannot be written.
         """
         values = {
-            "return": np.mean([row.return_ for row in rows]),
-            "length": np.mean([row.length for row in rows]),
             "steps_per_second": progress.steps / progress.total_seconds,
             **scalars,
         }
+        if rows:  # An update need not end an episode.
+            values["return"] = np.mean([row.return_ for row in rows])
+            values["length"] = np.mean([row.length for row in rows])
         try:
             with self._writer.as_default(step=progress.steps):
                 for name, value in values.items():

@@ -11,22 +11,15 @@ import itertools
 import time
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from reuse_tf.learning import environments
-from reuse_tf.learning.evaluators import evaluator
-from reuse_tf.learning.optimizer import make_optimizer
-from reuse_tf.policies import (
-    Sampler,
-    build_policy,
-    load_policy,
-    run_directory,
-)
-from reuse_tf.policies.run_directory import POLICY
+from reuse_tf.learning.learner import Learner
+from reuse_tf.policies import Sampler
 
-_OPTIMIZER = "optimizer.npz"
+# What Adam and RMSprop add to denominators: Keras's default.
+_EPSILON = 1e-7
 
 
 def discounted_returns(rewards, discount):
@@ -319,22 +312,18 @@ class Reinforce:
             env.reset(seed=seed)
         self._rng = np.random.default_rng(seeds[0])
         self._sample = Sampler(self._rng)
-        keras.utils.set_random_seed(settings.seed)
-        self.model = build_policy(
+        self._learner = Learner(
+            self._settings,
             self._frame_shape,
             self._num_actions,
-            settings.filters,
-            incremental=False,
+            epsilon=_EPSILON,
         )
-        self._optimizer = make_optimizer(
-            settings, self.model.trainable_variables
-        )
-        self._evaluator = evaluator(self.model, settings.reuse)
+        self.model = self._learner.model
 
     @property
     def stats(self):
         """The `RunnerStats` of acting; None without reuse."""
-        return self._evaluator.stats
+        return self._learner.evaluator.stats
 
     def iterate(self, progress, bar, stop):
         """Plays episodes and updates the weights, once.
@@ -360,7 +349,7 @@ class Reinforce:
             count = min(count, settings.episodes - progress.episodes)
         if settings.steps is not None:
             max_steps = settings.steps - progress.steps
-        self._evaluator.begin()
+        self._learner.evaluator.begin()
         played = self._play(count, max_steps, progress, bar, stop)
         if stop.requested:
             return None
@@ -389,13 +378,17 @@ class Reinforce:
         slots = [_Slot(env) for env in self._envs[:count]]
         progress.environment_seconds += time.perf_counter() - begin
         begun = list(slots)
+        act, frames = self._learner.evaluator.act, ()
         played = 0
         while slots and played != max_steps and not stop.requested:
             left = None if max_steps is None else max_steps - played
             begin = time.perf_counter()
             acting = slots[:left]
-            frames = np.stack([slot.frame for slot in acting])
-            actions = self._sample(self._evaluator.act(frames))
+            if len(frames) != len(acting):  # else the same array again
+                frames = np.empty((len(acting), *self._frame_shape), np.uint8)
+            for index, slot in enumerate(acting):
+                frames[index] = slot.frame
+            actions = self._sample(act(frames))
             chosen = time.perf_counter()
             for index, (slot, action) in enumerate(
                 zip(acting, actions, strict=True)
@@ -434,20 +427,21 @@ class Reinforce:
         """
         episodes = [slot.episode for slot in played]
         order = [number for slot in played for number in slot.numbers]
-        structure = self._evaluator.end(order)
+        learner = self._learner
+        structure = learner.evaluator.end(order)
         if structure is not None:
             for episode in episodes:
                 episode.frames.clear()
         gradient = policy_gradient(
-            self._evaluator.logits_fn,
-            self._optimizer.variables,
+            learner.evaluator.outputs_fn,
+            learner.optimizer.variables,
             episodes,
             discount=self._settings.discount,
             entropy=self._settings.entropy,
-            max_frames=self._evaluator.max_frames,
+            max_frames=learner.evaluator.max_frames,
             structure=structure,
         )
-        norm = self._optimizer.apply(gradient.gradients)
+        norm = learner.optimizer.apply(gradient.gradients)
         return {
             "loss": gradient.loss,
             "entropy": gradient.entropy,
@@ -473,8 +467,7 @@ class Reinforce:
 
     def write(self, path):
         """Writes the policy and the optimizer into a directory."""
-        self.model.save(path / POLICY)
-        self._optimizer.save(path / _OPTIMIZER)
+        self._learner.write(path)
 
     def read(self, path):
         """Reads what `write` has written.
@@ -482,16 +475,7 @@ class Reinforce:
         Raises:
             ValueError: If it is damaged. The error names the file.
         """
-        with run_directory.reading(path / POLICY):
-            saved = load_policy(
-                path / POLICY,
-                self._frame_shape,
-                self._num_actions,
-                incremental=False,
-            )
-            self.model.set_weights(saved.get_weights())
-        with run_directory.reading(path / _OPTIMIZER):
-            self._optimizer.load(path / _OPTIMIZER)
+        self._learner.read(path)
 
 
 class _Slot:

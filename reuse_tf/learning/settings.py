@@ -4,13 +4,50 @@ import dataclasses
 import math
 import numbers
 
-from reuse_tf.policies import run_directory
+from reuse_tf.policies import NETWORKS, default_filters, run_directory
 
 OPTIMIZERS = ("adam", "rmsprop", "sgd")
-_REUSE = ("auto", "content", "temporal", "none")
 # What may differ when a run is resumed, as the weights at any step do not
-# depend on it.
-MAY_CHANGE = ("steps", "episodes", "checkpoint_seconds")
+# depend on it, but for an annealed learning rate on the steps to come.
+MAY_CHANGE = (
+    *("steps", "episodes", "checkpoint_seconds"),
+    *("eval_every", "eval_episodes"),
+)
+_REUSE = ("auto", "content", "temporal", "none")
+# What stands for None, by algorithm. What one has no value for is not for it.
+DEFAULTS = {
+    "reinforce": {
+        "steps": 3000,
+        "preprocessing": "paper",
+        "network": "paper",
+        "num_envs": 1,
+        "learning_rate": 1e-5,
+        "entropy": 0.0,
+    },
+    "ppo": {
+        "steps": 1_000_000,
+        "preprocessing": "standard",
+        "network": "nature",
+        "num_envs": 8,
+        "learning_rate": 2.5e-4,
+        "entropy": 0.01,
+        "clip_norm": 0.5,
+        "num_steps": 128,
+        "epochs": 4,
+        "minibatches": 4,
+        "gae_lambda": 0.95,
+        "clip": 0.1,
+        "value_weight": 0.5,
+        "anneal": True,
+        "clip_rewards": True,
+    },
+}
+# What may stay None, by algorithm, as there is no bound or a number of another
+# setting stands for it.
+_OPTIONAL = {
+    "reinforce": ("clip_norm", "batch_episodes"),
+    "ppo": ("value_clip",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,98 +55,204 @@ class Settings:
     """What decides a training run.
 
     Training ends when `steps` or `episodes` are reached, whichever is first.
-    Episodes that run when `steps` are reached are cut there, and take part in
-    the last update as if they had ended. Nothing else depends on these two,
-    which may be raised to continue a finished run.
+    With REINFORCE, episodes that run when `steps` are reached are cut there,
+    and take part in the last update as if they had ended; with PPO, the update
+    in which it ends is a whole one. Nothing else depends on these two, which
+    may be raised to continue a finished run, but for an annealed learning rate.
+
+    Where None is given, a value of `DEFAULTS` for the algorithm stands for it.
 
     Attributes:
+        algorithm: `"reinforce"` or `"ppo"`.
         game: See `atari.make`.
+        preprocessing: See `atari.make`. REINFORCE takes `"paper"` only.
         downsample: See `atari.make`.
-        filters: See `build_policy`.
+        network: A key of `policies.NETWORKS`.
+        filters: See `policies.build_network`. None stands for those of the
+            network's paper.
         reuse: That of `Runner`, `"auto"` by default, or `"none"`: plain
             Keras.
-        steps: Steps of the environments to train for, or None.
+        steps: Steps of the environments to train for. By default, where no
+            `episodes` are given, that of the algorithm.
         episodes: Episodes to train for, or None.
         learning_rate: Of the optimizer. One step of Adam moves a logit by up
-            to this times the sum of the last convolution's activations, which
-            at a downsample of 2 are 672,000: at 1e-4 the policy settles on an
-            action or two within ten episodes of Pong or of Breakout.
+            to this times the sum of the last layer's activations, which in the
+            paper's network at a downsample of 2 are 672,000: at 1e-4 it
+            settles on an action or two within ten episodes of Pong or of
+            Breakout.
+        anneal: Whether the learning rate falls by the same amount with each
+            step, to zero at the last one. Needs `steps`. (PPO)
         optimizer: One of `OPTIMIZERS`.
         discount: See `reinforce.discounted_returns`.
+        gae_lambda: See `ppo.generalized_advantages`. (PPO)
+        clip_rewards: Whether rewards are cut to their sign. (PPO)
+        num_envs: Environments that are played at once. In REINFORCE there can
+            be no more than episodes per update: an episode is played to its
+            end with the weights it began with.
         batch_episodes: Episodes per update. None stands for `num_envs`.
+            (REINFORCE)
+        num_steps: Steps of each environment per update. (PPO)
+        epochs: How often an update uses each step. (PPO)
+        minibatches: In how many parts, for each of which the weights are
+            changed. (PPO)
+        clip: See `ppo.clipped_policy_loss`. (PPO)
+        value_weight: Weight of `ppo.value_loss`. (PPO)
+        value_clip: See `ppo.value_loss`, or None. (PPO)
         entropy: Weight of the entropy bonus.
         clip_norm: Bound of the gradient's global norm, or None.
-        num_envs: Environments that are played at once, of which there can be
-            no more than episodes per update: an episode is played to its end
-            with the weights it began with.
         seed: Decides the initial weights, the environments and the actions.
         checkpoint_seconds: Least seconds between two checkpoints.
+        eval_every: Steps between two evaluations, or None.
+        eval_episodes: Games of each evaluation.
     """
 
+    algorithm: str = "reinforce"
     game: str = "Pong"
+    preprocessing: str | None = None
     downsample: int = 2
-    filters: tuple[int, ...] = (40, 80)
+    network: str | None = None
+    filters: tuple[int, ...] | None = None
     reuse: str = "auto"
-    steps: int | None = 3000
+    steps: int | None = None
     episodes: int | None = None
-    learning_rate: float = 1e-5
+    learning_rate: float | None = None
+    anneal: bool | None = None
     optimizer: str = "adam"
     discount: float = 0.99
+    gae_lambda: float | None = None
+    clip_rewards: bool | None = None
+    num_envs: int | None = None
     batch_episodes: int | None = None
-    entropy: float = 0.0
+    num_steps: int | None = None
+    epochs: int | None = None
+    minibatches: int | None = None
+    clip: float | None = None
+    value_weight: float | None = None
+    value_clip: float | None = None
+    entropy: float | None = None
     clip_norm: float | None = None
-    num_envs: int = 1
     seed: int = 0
     checkpoint_seconds: float = 60.0
+    eval_every: int | None = None
+    eval_episodes: int = 10
 
     def __post_init__(self):
-        if isinstance(self.filters, (list, tuple)):
+        _check(self, "algorithm", " or ".join(DEFAULTS), DEFAULTS.__contains__)
+        if isinstance(self.filters, list):
             object.__setattr__(self, "filters", tuple(self.filters))
-        if self.batch_episodes is None:
-            object.__setattr__(self, "batch_episodes", self.num_envs)
-        for name, expected, is_right in (
-            ("game", "a string", lambda v: isinstance(v, str)),
-            ("downsample", "1, 2 or 4", lambda v: v in (1, 2, 4)),
-            ("filters", "positive integers", _are_filters),
-            ("reuse", "auto, content, temporal or none", _REUSE.__contains__),
-            ("optimizer", ", ".join(OPTIMIZERS), OPTIMIZERS.__contains__),
-            ("steps", "positive", lambda v: v is None or _is_count(v)),
-            ("episodes", "positive", lambda v: v is None or _is_count(v)),
-            ("learning_rate", "positive", lambda v: is_finite(v) and v > 0),
-            ("discount", "in [0, 1]", lambda v: is_finite(v) and 0 <= v <= 1),
-            ("batch_episodes", "positive", _is_count),
-            ("entropy", "not negative", lambda v: is_finite(v) and v >= 0),
-            (
-                "clip_norm",
-                "positive",
-                lambda v: v is None or (is_finite(v) and v > 0),
-            ),
-            ("num_envs", "positive", _is_count),
-            (
-                "seed",
+        defaults = dict(DEFAULTS[self.algorithm])
+        if self.episodes is not None:
+            del defaults["steps"]
+        if self.steps is None and self.episodes is not None:
+            # There is nothing to measure it by.
+            defaults.pop("anneal", None)
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        self._check_each()
+        if self.filters is None:
+            filters = default_filters(self.network)
+            object.__setattr__(self, "filters", filters)
+        if self.anneal and self.steps is None:
+            raise ValueError("Expected `steps` with `anneal`, to end at.")
+        if self.algorithm == "ppo":
+            self._check_ppo()
+        else:
+            self._check_reinforce()
+
+    def _check_each(self):
+        of_any = {n for defaults in DEFAULTS.values() for n in defaults}
+        of_any |= {name for names in _OPTIONAL.values() for name in names}
+        of_this = {*DEFAULTS[self.algorithm], *_OPTIONAL[self.algorithm]}
+        for name in sorted(of_any - of_this):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}` is not for {self.algorithm}. Received: "
+                    f"{name}={getattr(self, name)}"
+                )
+        positive = ("positive", lambda v: is_finite(v) and v > 0)
+        not_negative = ("not negative", lambda v: is_finite(v) and v >= 0)
+        count = ("a positive integer", _is_count)
+        fraction = ("in [0, 1]", lambda v: is_finite(v) and 0 <= v <= 1)
+        switch = ("True or False", lambda v: isinstance(v, bool))
+        for name, (expected, is_right) in {
+            "game": ("a string", lambda v: isinstance(v, str)),
+            "preprocessing": _one_of("paper", "standard"),
+            "downsample": _one_of(1, 2, 4),
+            "network": _one_of(*NETWORKS),
+            "filters": ("positive integers", _are_filters),
+            "reuse": _one_of(*_REUSE),
+            "steps": count,
+            "episodes": count,
+            "learning_rate": positive,
+            "anneal": switch,
+            "optimizer": _one_of(*OPTIMIZERS),
+            "discount": fraction,
+            "gae_lambda": fraction,
+            "clip_rewards": switch,
+            "num_envs": count,
+            "batch_episodes": count,
+            "num_steps": count,
+            "epochs": count,
+            "minibatches": count,
+            "clip": positive,
+            "value_weight": not_negative,
+            "value_clip": positive,
+            "entropy": not_negative,
+            "clip_norm": positive,
+            "seed": (
                 "an integer that is not negative",
                 lambda v: _is_count(v) or (is_finite(v) and v == 0),
             ),
-            (
-                "checkpoint_seconds",
+            "checkpoint_seconds": (
                 "not negative",
                 lambda v: isinstance(v, numbers.Real) and v >= 0,
             ),
-        ):
-            value = getattr(self, name)
-            if not is_right(value):
-                raise ValueError(
-                    f"Expected `{name}` to be {expected}. "
-                    f"Received: {name}={value}"
-                )
-        if self.steps is None and self.episodes is None:
-            raise ValueError("Expected `steps` or `episodes`, to end at.")
+            "eval_every": count,
+            "eval_episodes": count,
+        }.items():
+            is_optional = name in (
+                *("filters", "steps", "episodes", "eval_every", "anneal"),
+                *(n for n in of_any if n not in DEFAULTS[self.algorithm]),
+            )
+            if not (is_optional and getattr(self, name) is None):
+                _check(self, name, expected, is_right)
+
+    def _check_reinforce(self):
+        if self.preprocessing != "paper":
+            raise ValueError(
+                "Expected `preprocessing` to be paper with reinforce. "
+                f"Received: preprocessing={self.preprocessing}"
+            )
+        if self.batch_episodes is None:
+            object.__setattr__(self, "batch_episodes", self.num_envs)
         if self.num_envs > self.batch_episodes:
             raise ValueError(
                 "Expected `num_envs` to be at most `batch_episodes`. Received: "
                 f"num_envs={self.num_envs}, "
                 f"batch_episodes={self.batch_episodes}"
             )
+
+    def _check_ppo(self):
+        if self.minibatches > self.num_envs * self.num_steps:
+            raise ValueError(
+                "Expected `minibatches` to be at most `num_envs * num_steps`. "
+                f"Received: minibatches={self.minibatches}, "
+                f"num_envs={self.num_envs}, num_steps={self.num_steps}"
+            )
+
+
+def _check(settings, name, expected, is_right):
+    value = getattr(settings, name)
+    if not is_right(value):
+        raise ValueError(
+            f"Expected `{name}` to be {expected}. Received: {name}={value}"
+        )
+
+
+def _one_of(*values):
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}", values.__contains__
 
 
 def saved_settings(run_dir):

@@ -5,6 +5,7 @@ import time
 
 from reuse_tf import process
 from reuse_tf.learning import curve
+from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
     COLUMNS,
     Bar,
@@ -20,7 +21,7 @@ from reuse_tf.policies import run_directory
 from reuse_tf.policies.run_directory import STATE, RunDirectory
 
 # Classes with the methods and attributes of `Reinforce`.
-ALGORITHMS = {"reinforce": Reinforce}
+ALGORITHMS = {"reinforce": Reinforce, "ppo": PPO}
 # Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
 
@@ -74,7 +75,7 @@ def train(settings, run_dir, make_env=None):
             not finite. The last checkpoint is from before.
     """
     saved_settings(run_dir)  # Are not damaged.
-    algorithm = ALGORITHMS["reinforce"](settings, make_env)
+    algorithm = ALGORITHMS[settings.algorithm](settings, make_env)
     with (
         process.Stop() as stop,
         RunDirectory(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari, process
-from reuse_tf.policies import Sampler, build_policy, load_policy
+from reuse_tf.policies import Sampler, build_network, likeliest, load_policy
 from reuse_tf.runner import Runner, RunnerStats
 
 # Seconds between two updates of the progress bar.
@@ -99,8 +99,10 @@ class Summary:
 def prepare(
     game="Pong",
     *,
+    preprocessing="paper",
     downsample=2,
-    filters=(40, 80),
+    network="paper",
+    filters=None,
     num_envs=1,
     checkpoint=None,
     seed=None,
@@ -109,8 +111,10 @@ def prepare(
 
     Args:
         game: See `atari.make`.
+        preprocessing: See `atari.make`.
         downsample: See `atari.make`.
-        filters: See `build_policy`. Not used with a checkpoint.
+        network: See `build_network`. Not used with a checkpoint.
+        filters: Likewise.
         num_envs: Number of environments to play at once.
         checkpoint: A saved policy to load. If none, the weights are random.
         seed: An integer that decides the random weights.
@@ -138,13 +142,13 @@ def prepare(
     else:
         if seed is not None:
             keras.utils.set_random_seed(seed)
-        policy = build_policy(
-            input_shape, num_actions, filters, incremental=False
+        policy = build_network(
+            network, input_shape, num_actions, filters=filters
         )
     return env, policy
 
 
-def play(env, policy, *, steps, reuse="auto", seed=None):
+def play(env, policy, *, steps, reuse="auto", seed=None, greedy=False):
     """Plays a game, drawing each action from the policy's softmax.
 
     A seed decides the actions and the returns. Whether the policy reuses
@@ -161,6 +165,7 @@ def play(env, policy, *, steps, reuse="auto", seed=None):
         reuse: That of `Runner`, or `"none"`: plain
             Keras.
         seed: An integer.
+        greedy: Whether to do the likeliest action instead.
 
     Returns:
         A `Summary` of the steps that were played.
@@ -174,7 +179,7 @@ def play(env, policy, *, steps, reuse="auto", seed=None):
         _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
     )
     step_policy, stats = _compile(policy, reuse, games.num_envs)
-    sample = Sampler(np.random.default_rng(seed))
+    choose = likeliest if greedy else Sampler(np.random.default_rng(seed))
     bar = keras.utils.Progbar(
         steps, verbose=1 if sys.stdout.isatty() else 2, interval=0
     )
@@ -184,7 +189,7 @@ def play(env, policy, *, steps, reuse="auto", seed=None):
     with process.Stop() as stop:
         while played < steps and not stop.requested:
             begin = time.perf_counter()
-            actions = sample(step_policy(games.frames))
+            actions = choose(step_policy(games.frames))
             chosen = time.perf_counter()
             games.step(actions)
             end = time.perf_counter()

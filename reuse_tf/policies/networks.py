@@ -1,5 +1,6 @@
 """Networks that play games: policies, and critics beside them."""
 
+import inspect
 import math
 
 import keras
@@ -172,6 +173,11 @@ def impala(input_shape, num_actions, filters=(16, 32, 32), units=256):
 
 
 NETWORKS = {"paper": paper, "nature": nature, "impala": impala}
+
+
+def default_filters(network):
+    """Returns the filters that a network of `NETWORKS` has by default."""
+    return inspect.signature(NETWORKS[network]).parameters["filters"].default
 
 
 def _pixels(input_shape):

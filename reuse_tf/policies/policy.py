@@ -238,5 +238,21 @@ class Sampler:
         )
 
 
+def likeliest(logits):
+    """Returns the likeliest action of each row of logits, as a list.
+
+    Args:
+        logits: Float array `[N, num_actions]`.
+
+    Raises:
+        FloatingPointError: If a logit is NaN.
+    """
+    if np.isnan(logits).any():
+        raise FloatingPointError(
+            f"The logits are not finite: {logits.tolist()}"
+        )
+    return logits.argmax(1).tolist()
+
+
 def _is_positive(value):
     return isinstance(value, numbers.Integral) and value > 0
