@@ -1,5 +1,8 @@
 """Atari games as streams of small one-channel frames."""
 
+import sys
+import types
+
 import ale_py
 import gymnasium as gym
 import numpy as np
@@ -106,8 +109,9 @@ def rom_of(game):
 
 
 # Of screens of two heights.
-@pytest.mark.parametrize("game", ["Pong", "Carnival"])
-@pytest.mark.parametrize("downsample", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("game", "downsample"), [("Pong", 1), ("Carnival", 2), ("Pong", 4)]
+)
 def test_several_environments_have_the_same_frames(game, downsample):
     several = atari.make_vector(game, 3, downsample=downsample)
     one = atari.make(game, downsample=downsample)
@@ -139,44 +143,172 @@ def test_environments_that_end_are_reset_in_the_same_step():
     first, _ = env.reset(seed=0)
     totals, ended = np.zeros(2), []
     while len(ended) < 2:
-        frames, rewards, terminated, truncated, _ = env.step(np.zeros(2, int))
+        frames, rewards, terminated, truncated, info = env.step([0, 0])
         totals += rewards
         for i in np.flatnonzero(terminated | truncated):
             # The game is over at -21, with the last reward in this step.
             ended.append(totals[i] <= -20)
             # The scores at the top are those of a new game.
             np.testing.assert_array_equal(frames[i, :6], first[i, :6])
+            assert info["final_obs"].shape == frames.shape
+            assert (info["final_obs"][i, :6] != first[i, :6]).any()
             totals[i] = 0
         assert not ended or all(ended)
     env.close()
 
 
 def test_the_seeds_of_several_environments():
+    env = atari.make_vector("Breakout", 2, downsample=4)
+
     def play_several(seed):
-        env = atari.make_vector("Breakout", 3, downsample=4)
-        frames = [env.reset(seed=seed)[0].copy()]
+        frames = [env.reset(seed=seed)[0]]
         for action in [1, 2, 3, 0] * 10:
-            frames.append(env.step(np.full(3, action))[0].copy())
-        env.close()
+            frames.append(env.step(np.full(2, action))[0])
         return np.stack(frames, 1)
 
     a, b = play_several(1), play_several(2)
     np.testing.assert_array_equal(a, play_several(1))
     # Seeds that follow each other.
-    np.testing.assert_array_equal(a[1:], b[:2])
+    np.testing.assert_array_equal(a[1], b[0])
     assert (a[0] != a[1]).any()
+    env.close()
+
+
+def test_seeds_beyond_those_of_the_emulator():
+    env = atari.make_vector("Freeway", 2, preprocessing="standard")
+    # They differ by how long a game waits. The cars are on their way.
+    first, _ = env.reset(seed=2**32 - 1)
+    assert (first[0] != first[1]).any()
+    for seed in (np.array([0]), 2**31):
+        env.step([1, 1])
+        options = {"reset_mask": np.array([False, True])}
+        frames, _ = env.reset(seed=seed, options=options)
+        np.testing.assert_array_equal(frames[1], first[1])
+    env.close()
+
+
+def test_what_is_no_action_is_refused():
+    env = atari.make_vector("Pong", 2, downsample=4)
+    env.reset(seed=0)
+    for actions in ([0, 6], [-1, 0], [0], [[0, 0]], [0.0, 1.0], 0):
+        with pytest.raises(ValueError, match="2 integers from 0 to 5. Rec"):
+            env.step(actions)
+    env.step([0, 5])
+    env.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("Pnog", 2), "Pong"),
-        (("Pong", 2, 3), "downsample=3"),
+        ({"game": "Pnog"}, "Pong"),
+        ({"downsample": 3}, "downsample=3"),
+        ({"preprocessing": "gray"}, "'standard'. Received: .*'gray'"),
+        ({"num_envs": 0}, "num_envs=0"),
+        ({"num_envs": 1.0}, "num_envs=1.0"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"num_threads": -1}, "num_threads=-1"),
     ],
 )
 def test_bad_arguments_of_several_are_named(arguments, named):
-    game, num_envs, *downsample = arguments
     with pytest.raises(ValueError, match=named):
-        atari.make_vector(
-            game, num_envs, downsample=downsample[0] if downsample else 2
-        )
+        atari.make_vector(**arguments)
+
+
+def test_another_preprocessing_is_refused():
+    with pytest.raises(ValueError, match="preprocessing='gray'"):
+        atari.make("Pong", preprocessing="gray")
+
+
+def weights_of_areas(size, smaller):
+    """What part of each of the smaller ones is which of the others."""
+    i, j = np.ogrid[:smaller, :size]
+    scale = size / smaller
+    overlap = np.minimum(j + 1, (i + 1) * scale) - np.maximum(j, i * scale)
+    return np.maximum(overlap, 0) / scale
+
+
+class Begun(gym.Wrapper):
+    """A game as the emulators of a vector environment begin it."""
+
+    def __init__(self, env, seed, frames):
+        super().__init__(env)
+        self.seed, self.frames = seed, frames
+
+    def reset(self, **arguments):
+        reset = super().reset(**arguments)
+        ale = self.env.unwrapped.ale
+        ale.setInt("random_seed", self.seed)
+        ale.loadROM(rom_of(self.spec.name.removeprefix("ALE/")))
+        ale.reset_game()
+        meanings = self.env.unwrapped.get_action_meanings()
+        for i in range(self.frames):
+            fires = i == 0 and "FIRE" in meanings
+            ale.act(ale_py.Action.FIRE if fires else ale_py.Action.NOOP)
+        return reset
+
+
+# With FIRE and rewards of more than 1, and without them.
+@pytest.mark.parametrize("game", ["Qbert", "Freeway"])
+def test_standard_frames_are_those_of_gymnasiums_wrappers(game, monkeypatch):
+    several = atari.make_vector(game, 1, preprocessing="standard")
+    frames, info = several.reset(seed=6)
+    means = []
+
+    def resize(screen, size, interpolation):
+        assert (size, interpolation) == ((84, 84), "area")
+        rows, columns = (weights_of_areas(n, 84) for n in screen.shape)
+        means.append(rows @ screen.astype(float) @ columns.T)
+        return np.round(means[-1]).astype(np.uint8)
+
+    # The only part that gymnasium does not bring along.
+    opencv = types.SimpleNamespace(resize=resize, INTER_AREA="area")
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
+    env = gym.make(f"ALE/{game}-v5", obs_type="grayscale", frameskip=1)
+    env = Begun(env, 6, info["episode_frame_number"][0])
+    env = gym.wrappers.AtariPreprocessing(env, noop_max=0)
+    env = gym.wrappers.FrameStackObservation(env, 4, padding_type="zero")
+    expected, _ = env.reset()
+    rng, most = np.random.default_rng(0), 0
+    for action in rng.integers(several.single_action_space.n, size=50):
+        frame = frames[0].astype(int)
+        np.testing.assert_allclose(frame[..., 3], means[-1], atol=0.5001)
+        # Halves are rounded up or down.
+        np.testing.assert_allclose(frame, np.moveaxis(expected, 0, 2), atol=1)
+        frames, rewards, *_ = several.step([action])
+        expected, reward, *_ = env.step(action)
+        assert rewards[0] == reward
+        most = max(most, reward)
+    assert most == (25 if game == "Qbert" else 0)
+    assert frames.shape == several.observation_space.shape == (1, 84, 84, 4)
+    assert frames.dtype == np.uint8 and frames.flags.c_contiguous
+    several.close()
+
+
+def test_a_standard_environment_is_the_only_one_of_several():
+    one = atari.make("Breakout", preprocessing="standard")
+    several = atari.make_vector("Breakout", 1, preprocessing="standard")
+    assert one.spec.id == several.spec.id
+    assert one.action_space == several.single_action_space
+    assert one.observation_space == several.single_observation_space
+    expected, _ = several.reset(seed=3)
+    frame, info = one.reset(seed=3)
+    assert info["lives"] == 5
+    rng = np.random.default_rng(0)
+    total = left = 0
+    # Through the first game and some of the second.
+    while left != 1:
+        left = max(0, left - 1)
+        assert frame in one.observation_space
+        np.testing.assert_array_equal(frame, expected[0])
+        action = rng.integers(4)
+        expected, *others, final = several.step([action])
+        frame, *own, info = one.step(action)
+        assert own == [value[0] for value in others]
+        total += own[0]
+        if own[1]:
+            np.testing.assert_array_equal(frame, final["final_obs"][0])
+            assert info["episode"]["r"] == total
+            frame, _ = one.reset()
+            left = 20
+    one.close()
+    several.close()

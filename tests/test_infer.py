@@ -506,6 +506,19 @@ def test_several_environments_play_as_one_would():
     assert played[0] == played[1] == played[2]
 
 
+def test_standard_frames_are_played_one_by_one_and_side_by_side():
+    frames = {"preprocessing": "standard", "filters": (4,), "seed": 0}
+    env, policy = prepare("Breakout", **frames)
+    assert policy.input_shape == (None, 84, 84, 4)
+    actions, _ = actions_of(env, policy, steps=40, seed=1)
+    assert len(set(actions)) > 1
+    env = atari.make_vector("Breakout", 1, preprocessing="standard")
+    others, _ = actions_of(env, policy, steps=40, seed=1)
+    assert actions == np.ravel(others).tolist()
+    env, policy = prepare("Breakout", num_envs=2, **frames)
+    assert play(env, policy, steps=10, seed=1).steps == 10
+
+
 def test_the_program_plays_several_environments():
     result = infer(
         *SMALL, "--steps=100", "--num_envs=8", "--summary_json=summary.json"

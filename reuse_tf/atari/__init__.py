@@ -1,6 +1,7 @@
-"""Atari games as streams of small one-channel frames."""
+"""Atari games as streams of small frames."""
 
-from reuse_tf.atari.games import games, make, short_name
+from reuse_tf.atari.games import games, short_name
+from reuse_tf.atari.single import make
 from reuse_tf.atari.vector import make_vector
 
 __all__ = ["games", "make", "make_vector", "short_name"]

@@ -5,56 +5,131 @@ import contextlib
 import gymnasium as gym
 import numpy as np
 
-from reuse_tf.atari.games import check_downsample, full_id
+from reuse_tf.atari.games import full_id
+
+_SEEDS = 2**31  # are what the emulator takes
+_FRAMES_PER_STEP = 4
+# What DQN added to the bare screen.
+_STANDARD = {
+    "img_height": 84,
+    "img_width": 84,
+    "stack_num": 4,
+    "maxpool": True,
+    "noop_max": 30,
+    "use_fire_reset": True,
+}
 
 
-def make_vector(game="Pong", num_envs=2, *, downsample=2):
+def make_vector(
+    game="Pong",
+    num_envs=2,
+    *,
+    preprocessing="paper",
+    downsample=2,
+    max_steps=27_000,
+    num_threads=0,
+    autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+):
     """Makes several environments of a game, stepped at once by threads.
 
     They are ale-py's `AtariVectorEnv`, with the games, the frames and the
     rewards of `make`. An environment whose episode ends is reset in the same
     step: the frame is the first of the next episode, the reward the last of
-    the one before.
+    the one before, and `info["final_obs"]` holds its last frame, in an array of
+    the shape of the observations, of which the others are undefined.
 
     Args:
         game: See `make`.
-        num_envs: Number of environments.
+        num_envs: Number of environments, 1 or more.
+        preprocessing: See `make`.
         downsample: See `make`.
+        max_steps: An episode of so many steps is truncated. By default half an
+            hour at the speed of the game, as everywhere.
+        num_threads: Number of threads. By default as many as there are
+            processors, and no more than environments.
+        autoreset_mode: `SAME_STEP`, or `NEXT_STEP`: an environment whose
+            episode has ended shows its last frame, and is reset by the next
+            step.
 
     Returns:
         A `gymnasium.vector.VectorEnv` with observations uint8 `[num_envs,
-        height, width, 1]`, views of whole screens. A seed `reset(seed=s)`
-        seeds them with `s`, `s + 1` and so on.
+        height, width, channels]`. A seed `reset(seed=s)` seeds them with `s`,
+        `s + 1` and so on, modulo 2^31. An array seeds each, or each that
+        `options={"reset_mask": mask}` selects. Besides `step(actions)` there
+        are `send(actions)`, which begins a step, and `recv()`, which returns
+        what it gives. Actions that are no actions raise a `ValueError`.
 
     Raises:
         ValueError: As `make`.
     """
-    check_downsample(downsample)
-    with contextlib.closing(gym.make(full_id(game), obs_type="ram")) as env:
-        height, width = env.unwrapped.ale.getScreenDims()
+    check_preprocessing(preprocessing, downsample)
+    num_envs = check_number("num_envs", num_envs, 1)
+    max_steps = check_number("max_steps", max_steps, 1)
+    num_threads = check_number("num_threads", num_threads, 0)
+    paper = preprocessing == "paper"
     env = gym.make_vec(
         full_id(game),
         num_envs,
         vectorization_mode="vector_entry_point",
-        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
-        # The bare screen and reward, without what DeepMind's agents added.
-        img_height=height,
-        img_width=width,
-        stack_num=1,
-        maxpool=False,
-        noop_max=0,
+        autoreset_mode=autoreset_mode,
+        max_num_frames_per_episode=_FRAMES_PER_STEP * max_steps,
+        num_threads=num_threads,
+        # Clipped rewards tell no scores, and `episodic_life` begins a new
+        # game where a life is lost.
         reward_clipping=False,
-        use_fire_reset=False,
+        episodic_life=False,
+        **(_bare(game) if paper else _STANDARD),
     )
-    return _VectorFrames(env, downsample)
+    return _VectorFrames(env, downsample if paper else 1)
+
+
+def _bare(game):
+    """What has a game give its whole screen, and nothing else."""
+    with contextlib.closing(gym.make(full_id(game), obs_type="ram")) as env:
+        height, width = env.unwrapped.ale.getScreenDims()
+    return {
+        "img_height": height,
+        "img_width": width,
+        "stack_num": 1,
+        "maxpool": False,
+        "noop_max": 0,
+        "use_fire_reset": False,
+    }
+
+
+def check_preprocessing(preprocessing, downsample):
+    """Refuses what `make` does not take."""
+    if preprocessing not in ("paper", "standard"):
+        raise ValueError(
+            "`preprocessing` must be 'paper' or 'standard'. Received: "
+            f"preprocessing={preprocessing!r}"
+        )
+    if downsample not in (1, 2, 4):
+        raise ValueError(
+            f"`downsample` must be 1, 2 or 4. Received: downsample={downsample}"
+        )
+
+
+def check_number(name, value, least):
+    """Returns an argument, if it is an integer of at least `least`."""
+    if (
+        not isinstance(value, (int, np.integer))
+        or isinstance(value, bool)
+        or value < least
+    ):
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: "
+            f"{name}={value!r}"
+        )
+    return int(value)
 
 
 class _VectorFrames(gym.vector.VectorWrapper):
-    """Views every d-th pixel of several Atari screens."""
+    """Keeps every d-th pixel of several pictures, channels last."""
 
     def __init__(self, env, downsample):
         super().__init__(env)
-        self._kept = (slice(None), 0, *[slice(None, None, downsample)] * 2)
+        self._downsample = downsample
         space = env.observation_space
         shape = self._frames(np.empty(space.shape, np.uint8)).shape
         self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
@@ -62,13 +137,46 @@ class _VectorFrames(gym.vector.VectorWrapper):
             0, 255, shape[1:], np.uint8
         )
 
-    def reset(self, **arguments):
-        screens, info = self.env.reset(**arguments)
-        return self._frames(screens), info
+    def reset(self, *, seed=None, options=None):
+        if isinstance(seed, (int, np.integer)):
+            mask = (options or {}).get("reset_mask", np.ones(self.num_envs))
+            seeds = seed % _SEEDS + np.arange(np.count_nonzero(mask))
+            seed = seeds % _SEEDS
+        pictures, info = self.env.reset(seed=seed, options=options)
+        return self._frames(pictures), info
 
     def step(self, actions):
-        screens, *others = self.env.step(actions)
-        return self._frames(screens), *others
+        self.send(actions)
+        return self.recv()
 
-    def _frames(self, screens):
-        return screens[self._kept][..., np.newaxis]
+    def send(self, actions):
+        """Begins a step, which `recv` ends."""
+        actions, count = np.asarray(actions), self.single_action_space.n
+        # The emulator would wait forever for a thread that has failed.
+        if (
+            actions.shape != (self.num_envs,)
+            or actions.dtype.kind not in "iu"
+            or actions.min() < 0
+            or actions.max() >= count
+        ):
+            raise ValueError(
+                f"`actions` must be {self.num_envs} integers from 0 to "
+                f"{count - 1}. Received: actions={actions.tolist()}"
+            )
+        self.env.send(actions.astype(np.int64, copy=False))
+
+    def recv(self):
+        """Returns what `step` returns, of the last `send`."""
+        pictures, *others, info = self.env.recv()
+        if "final_obs" in info:
+            info["final_obs"] = self._frames(info["final_obs"])
+        return self._frames(pictures), *others, info
+
+    def _frames(self, pictures):
+        """[N, channels, rows, columns] -> [N, height, width, channels]."""
+        kept = pictures[..., :: self._downsample, :: self._downsample]
+        frames = np.empty((len(kept), *kept.shape[2:], kept.shape[1]), np.uint8)
+        # One after the other takes a quarter of the time of all at once.
+        for channel in range(kept.shape[1]):
+            frames[..., channel] = kept[:, channel]
+        return frames

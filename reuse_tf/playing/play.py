@@ -127,12 +127,13 @@ def prepare(
         ValueError: If there is no such game, or the checkpoint holds no
             policy for it.
     """
+    frames = {"preprocessing": preprocessing, "downsample": downsample}
     if num_envs == 1:
-        env = atari.make(game, downsample=downsample)
+        env = atari.make(game, **frames)
         input_shape = env.observation_space.shape
         num_actions = int(env.action_space.n)
     else:
-        env = atari.make_vector(game, num_envs, downsample=downsample)
+        env = atari.make_vector(game, num_envs, **frames)
         input_shape = env.single_observation_space.shape
         num_actions = int(env.single_action_space.n)
     if checkpoint is not None:
