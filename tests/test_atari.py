@@ -1,5 +1,6 @@
 """Atari games as streams of small one-channel frames."""
 
+import json
 import sys
 import types
 
@@ -197,6 +198,7 @@ def test_what_is_no_action_is_refused():
     env.close()
 
 
+@pytest.mark.parametrize("make", [atari.make_vector, atari.ResumableGames])
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -209,9 +211,9 @@ def test_what_is_no_action_is_refused():
         ({"num_threads": -1}, "num_threads=-1"),
     ],
 )
-def test_bad_arguments_of_several_are_named(arguments, named):
+def test_bad_arguments_of_several_are_named(make, arguments, named):
     with pytest.raises(ValueError, match=named):
-        atari.make_vector(**arguments)
+        make(**arguments)
 
 
 def test_another_preprocessing_is_refused():
@@ -312,3 +314,190 @@ def test_a_standard_environment_is_the_only_one_of_several():
             left = 20
     one.close()
     several.close()
+
+
+def assert_same_steps(a, b):
+    for name, x, y in zip(a._fields, a[:-1], b[:-1], strict=False):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y, err_msg=name)
+    for x, y in zip(a.episodes, b.episodes, strict=True):
+        assert x[:3] == y[:3]
+        np.testing.assert_array_equal(x.last_frame, y.last_frame)
+
+
+def test_steps_of_games_are_those_of_games_alone(monkeypatch):
+    reset, seeds = ale_py.vector_env.AtariVectorEnv.reset, [[], []]
+
+    def spy(self, *, seed, options):
+        for i, s in zip(
+            np.flatnonzero(options["reset_mask"]), seed, strict=True
+        ):
+            seeds[i].append(s)
+        return reset(self, seed=seed, options=options)
+
+    # Every game begins from a seed, and some are cut off.
+    games = atari.ResumableGames("Breakout", 2, max_steps=145, max_log=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ale_py.vector_env.AtariVectorEnv, "reset", spy)
+        frames = [games.reset(seed=1)]
+        assert games.state()["lives"] == [5, 5]
+        rng = np.random.default_rng(0)
+        actions = rng.integers(games.num_actions, size=(165, 2))
+        played = [games.step(row) for row in actions]
+    games.close()
+    frames += [step.frames for step in played]
+    alone = ale_py.vector_env.AtariVectorEnv(
+        "breakout",
+        1,
+        max_num_frames_per_episode=4 * 145,
+        repeat_action_probability=0.25,
+        reward_clipping=False,
+        life_loss_info=True,
+    )
+    ended, lost = [], 0
+    for i in range(2):
+        total, length, begins = 0, 0, iter(seeds[i])
+        frame, _ = alone.reset(seed=np.array([next(begins)]))
+        for t, step in enumerate(played):
+            np.testing.assert_array_equal(
+                frames[t][i], np.moveaxis(frame[0], 0, -1)
+            )
+            frame, reward, terminated, truncated, info = alone.step(
+                actions[t, i : i + 1]
+            )
+            total, length = total + reward[0], length + 1
+            assert step.rewards[i] == reward[0]
+            assert step.truncated[i] == truncated[0]
+            assert step.life_lost[i] | step.terminated[i] == terminated[0]
+            lost += step.life_lost[i]
+            of_this = [e for e in step.episodes if e.environment == i]
+            assert bool(of_this) == (step.terminated[i] | step.truncated[i])
+            if of_this:
+                assert not step.terminated[i] or info["lives"][0] == 0
+                assert of_this[0][:3] == (i, total, length)
+                np.testing.assert_array_equal(
+                    of_this[0].last_frame, np.moveaxis(frame[0], 0, -1)
+                )
+                ended.append((total, length))
+                total, length = 0, 0
+                frame, _ = alone.reset(seed=np.array([next(begins)]))
+        assert next(begins, None) is None
+    (lower, length), (higher, longest) = sorted(ended)
+    assert lower < higher and length < longest == 145 and lost >= 6
+    assert len(set(sum(seeds, []))) == len(ended) + 2
+
+
+# Of several games, of which some begin without a seed.
+@pytest.mark.parametrize(
+    ("game", "steps", "arguments"),
+    [
+        ("Breakout", 330, {"preprocessing": "standard", "max_log": 170}),
+        (
+            "Qbert",
+            150,
+            {"preprocessing": "paper", "max_log": 60, "max_steps": 40},
+        ),
+    ],
+)
+def test_restored_games_go_on_as_if_nothing_had_happened(
+    game, steps, arguments
+):
+    games = atari.ResumableGames(game, 2, **arguments)
+    games.reset(seed=1)
+    rng = np.random.default_rng(2)
+    actions = rng.integers(games.num_actions, size=(steps, 2))
+    stops = steps - 20, rng.integers(steps - 60, steps - 30)
+    saved, played, longest, episodes = {}, [], 0, 0
+    totals, lengths = np.zeros((2, 2))
+    for t, row in enumerate(actions):
+        if t in stops:
+            saved[t] = json.dumps(games.state())
+        played.append(games.step(row))
+        totals += played[-1].rewards
+        lengths += 1
+        for i, *of_episode, _ in played[-1].episodes:
+            assert of_episode == [totals[i], lengths[i]]
+            longest = max(longest, lengths[i])
+            totals[i] = lengths[i] = 0
+            episodes += 1
+    end = games.state()
+    assert episodes > sum(end["restarts"]) > 0
+    # At first one that is new, then one that has a past.
+    restored = atari.ResumableGames(game, 2, **arguments)
+    for t, text in saved.items():
+        state = json.loads(text)
+        logs = [len(log) * 3 / 4 for log in state["actions"]]
+        assert max(logs) < 3 + arguments["max_log"] + longest
+        assert game == "Qbert" or abs(logs[0] - logs[1]) > 3
+        frames = restored.restore(state)
+        np.testing.assert_array_equal(frames, played[t - 1].frames)
+        assert json.dumps(restored.state()) == text
+        for row, step in zip(actions[t:], played[t:], strict=True):
+            assert_same_steps(restored.step(row), step)
+        assert restored.state() == end
+    games.close()
+    restored.close()
+
+
+def test_a_step_of_games_can_be_begun_and_ended():
+    games, others = (
+        atari.ResumableGames("Pong", 1, preprocessing="paper", downsample=4)
+        for _ in range(2)
+    )
+    assert games.frame_shape == (53, 40, 1) and games.num_actions == 6
+    for call in (lambda: games.step([0]), games.state):
+        with pytest.raises(RuntimeError, match="`reset` or `restore`"):
+            call()
+    first = games.reset(seed=0)
+    assert first.shape == (1, 53, 40, 1) and first.flags.c_contiguous
+    others.reset(seed=0)
+    with pytest.raises(RuntimeError, match="before `send`"):
+        games.recv()
+    with pytest.raises(ValueError, match="from 0 to 5"):
+        games.send([6])
+    for actions in np.random.default_rng(0).integers(6, size=(50, 1)):
+        games.send(actions)
+        expected = others.step(actions)
+        for call in (lambda: games.send([0]), games.state):
+            with pytest.raises(RuntimeError, match="`recv` must be called"):
+                call()
+        actions[:] = 0
+        assert_same_steps(games.recv(), expected)
+    assert games.state() == others.state()
+    # What was begun is forgotten.
+    games.send([1])
+    np.testing.assert_array_equal(games.reset(seed=0), first)
+    assert games.state()["actions"] == [""]
+    for seed in (-1, None, 1.5):
+        with pytest.raises(ValueError, match=f"seed={seed}"):
+            games.reset(seed)
+
+
+def test_what_is_no_state_of_games_is_refused():
+    games = atari.ResumableGames("Pong", 1, preprocessing="paper", max_steps=9)
+    games.reset(seed=0)
+    for _ in range(3):
+        games.step([2])
+    state = games.state()
+    for change, named in (
+        ({"game": "Breakout"}, "games of {'game': 'Pong'.*'Breakout'"),
+        ({"max_steps": 8}, "'max_steps': 9.*'max_steps': 8"),
+        ({"actions": ["????"]}, "Received: Error"),
+        ({"actions": ["AgIG"]}, r"below 6 .*\[3\] actions, the greatest 6"),
+        ({"actions": ["AgIC", "AgIC"]}, r"Received: \[3, 3\]"),
+        ({"actions": []}, r"Received: \[\]"),
+        ({"actions": None}, "Received: TypeError"),
+        ({"restarts": [-1]}, "restarts=-1"),
+        ({"seed": None}, "seed=None"),
+        ({"actions": ["AgI="]}, r"'lengths': \[3\].*'lengths': \[2\]"),
+        ({"total_rewards": [1.0]}, r"'total_rewards': \[1.0\].*\[0.0\]"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            games.restore({**state, **change})
+    for nothing in ({}, None, []):
+        with pytest.raises(ValueError, match="Expected `state`"):
+            games.restore(nothing)
+    with pytest.raises(RuntimeError, match="`reset` or `restore`"):
+        games.step([0])
+    games.restore(state)
+    games.step([0])

@@ -1,7 +1,16 @@
 """Atari games as streams of small frames."""
 
 from reuse_tf.atari.games import games, short_name
+from reuse_tf.atari.resumable import Episode, ResumableGames, Step
 from reuse_tf.atari.single import make
 from reuse_tf.atari.vector import make_vector
 
-__all__ = ["games", "make", "make_vector", "short_name"]
+__all__ = [
+    "Episode",
+    "ResumableGames",
+    "Step",
+    "games",
+    "make",
+    "make_vector",
+    "short_name",
+]
