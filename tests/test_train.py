@@ -28,8 +28,10 @@ from test_files import full_disk
 
 import infer
 import train as program_train
-from reuse_tf.learning import reinforce, training
+from reuse_tf import policies
+from reuse_tf.learning import ppo, reinforce, training
 from reuse_tf.learning.optimizer import Optimizer
+from reuse_tf.learning.progress import Progress
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
 from reuse_tf.learning.training import train
 from reuse_tf.policies import policy, run_directory
@@ -80,6 +82,27 @@ def settings(**changes):
     )
 
 
+def ppo_settings(**changes):
+    """Settings for a few updates of Catch by PPO, of episodes across them."""
+    return Settings(
+        **{
+            "algorithm": "ppo",
+            "game": "Catch",
+            "preprocessing": "paper",
+            "network": "paper",
+            "filters": (4,),
+            "steps": 12 * 40,
+            "learning_rate": 0.003,
+            "num_envs": 4,
+            "num_steps": 10,
+            "epochs": 2,
+            "minibatches": 2,
+            "checkpoint_seconds": 0,
+        }
+        | changes
+    )
+
+
 def run_alone(name, *arguments):
     """Runs a program in a process of its own."""
     return children.run(sys.executable, ROOT / name, *arguments)
@@ -110,11 +133,15 @@ def assert_same_run(got, want):
 
 
 def rows_of(run_dir):
-    with open(pathlib.Path(run_dir) / "episodes.csv", newline="") as file:
-        return [
-            {name: value for name, value in row.items() if name != "seconds"}
-            for row in csv.DictReader(file)
-        ]
+    return [
+        {name: value for name, value in row.items() if "seconds" not in name}
+        for row in read_csv(pathlib.Path(run_dir) / "episodes.csv")
+    ]
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files_of(run_dir):
@@ -149,6 +176,223 @@ def test_it_learns_to_catch_a_ball_from_pixels(reuse, seed):
     # Chance is -5/7, and the optimum 1.
     assert np.mean(summary.returns[:100]) < -0.2
     assert np.mean(summary.returns[-300:]) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("reuse", "seed"), [("auto", 0), ("temporal", 1), ("none", 2)]
+)
+def test_ppo_learns_to_catch_a_ball_from_pixels(reuse, seed):
+    _, summary = train(
+        ppo_settings(
+            filters=(8,),
+            reuse=reuse,
+            steps=24_000,
+            num_envs=8,
+            num_steps=32,
+            epochs=4,
+            minibatches=4,
+            seed=seed,
+            checkpoint_seconds=60,
+            eval_every=24_000,
+            eval_episodes=100,
+        ),
+        "run",
+        Catch,
+    )
+    assert np.mean(summary.returns[:100]) < -0.2
+    assert np.mean(summary.returns[-300:]) > 0.85
+    (scored,) = read_csv("run/evaluations.csv")
+    assert float(scored["mean"]) > 0.85
+
+
+def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
+    """Written out with plain Keras, losses of `ppo` aside, for 3 updates."""
+    chosen = ppo_settings(steps=3 * 40, reuse="auto", clip_rewards=False)
+    model, _ = train(chosen, "run", lambda: Catch(balls=3))
+
+    # The same seeds.
+    seeds = np.random.SeedSequence(chosen.seed).generate_state(2)
+    rng = np.random.default_rng(seeds[0])
+    envs = [Catch(balls=3) for _ in range(4)]
+    of_envs = np.random.SeedSequence(int(seeds[1])).generate_state(4)
+    for env, seed in zip(envs, of_envs.tolist(), strict=True):
+        env.reset(seed=seed)
+    frames = np.stack([env.reset()[0] for env in envs])
+    keras.utils.set_random_seed(chosen.seed)
+    plain = policies.build_network(
+        "paper", frames.shape[1:], 3, filters=(4,), value=True
+    )
+    adam = keras.optimizers.Adam(epsilon=1e-5)
+    for update in range(3):
+        adam.learning_rate = 0.003 * (1 - update / 3)
+        seen, actions, log_probs, values, rewards, ends = ([] for _ in range(6))
+        for _ in range(10):
+            outputs = plain(frames)
+            logits = np.float64(outputs["logits"])
+            seen.append(frames)
+            values.append(np.float64(outputs["value"])[:, 0])
+            probabilities = np.exp(logits - logits.max(1, keepdims=True))
+            probabilities /= probabilities.sum(1, keepdims=True)
+            actions.append(
+                [
+                    int(np.searchsorted(np.cumsum(row), uniform, "right"))
+                    for row, uniform in zip(
+                        probabilities, rng.random(4), strict=True
+                    )
+                ]
+            )
+            rows = range(4), actions[-1]
+            log_probs.append(np.log(probabilities[rows]))
+            steps = [e.step(a) for e, a in zip(envs, actions[-1], strict=True)]
+            rewards.append([step[1] for step in steps])
+            ends.append([step[2] for step in steps])
+            frames = np.stack(
+                [
+                    env.reset()[0] if step[2] else step[0]
+                    for env, step in zip(envs, steps, strict=True)
+                ]
+            )
+        values.append(np.float64(plain(frames)["value"])[:, 0])
+        advantages, later = np.zeros((10, 4)), np.zeros(4)
+        for t in reversed(range(10)):
+            goes_on = 1 - np.array(ends[t], float)
+            error = rewards[t] + 0.99 * goes_on * values[t + 1] - values[t]
+            advantages[t] = later = error + 0.99 * 0.95 * goes_on * later
+        targets = advantages + values[:10]
+        flat = [
+            np.concatenate(part)
+            for part in (seen, actions, log_probs, advantages, targets)
+        ]
+        for _ in range(2):
+            for numbers in np.array_split(rng.permutation(40), 2):
+                seen_, actions_, old, advantage, target = (
+                    part[numbers] for part in flat
+                )
+                advantage = (advantage - advantage.mean()) / advantage.std()
+                with tf.GradientTape() as tape:
+                    outputs = plain(seen_)
+                    log_all = tf.nn.log_softmax(outputs["logits"])
+                    log_prob = tf.gather(log_all, actions_, batch_dims=1)
+                    ratio = tf.exp(log_prob - np.float32(old))
+                    advantage = np.float32(advantage)
+                    gain = tf.minimum(
+                        ratio * advantage,
+                        tf.clip_by_value(ratio, 0.9, 1.1) * advantage,
+                    )
+                    error = outputs["value"][:, 0] - np.float32(target)
+                    entropy = -tf.reduce_sum(tf.exp(log_all) * log_all, 1)
+                    loss = tf.reduce_mean(
+                        -gain + 0.5 * error**2 - 0.01 * entropy
+                    )
+                gradients = tape.gradient(loss, plain.trainable_variables)
+                gradients, _ = tf.clip_by_global_norm(gradients, 0.5)
+                adam.apply(gradients, plain.trainable_variables)
+    for got, want in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_a_truncated_episode_is_worth_what_was_to_come():
+    """As PPO sees it: its last frame is valued, not that of the next one."""
+
+    class Short(gym.Wrapper):
+        def reset(self, **arguments):
+            self.steps = 0
+            return self.env.reset(**arguments)
+
+        def step(self, action):
+            frame, reward, terminated, _, info = self.env.step(action)
+            self.steps += 1
+            return frame, reward, terminated, self.steps == 4, info
+
+    chosen = ppo_settings(num_envs=1, num_steps=9, minibatches=1)
+    algorithm = ppo.PPO(chosen, lambda: Short(Catch(balls=9)))
+    algorithm.build()
+    rollout = algorithm._play(Progress(), Nothing(), Nothing())
+    assert [(*episode[::2],) for episode in rollout.episodes] == [
+        (4, "truncated")
+    ] * 2
+    goes_on = [True] * 3 + [False] + [True] * 3 + [False] + [True]
+    assert rollout.continues[:, 0].tolist() == goes_on
+    np.testing.assert_array_equal(
+        rollout.next_values[:-1][goes_on[:-1]],
+        rollout.values[1:][goes_on[:-1]],
+    )
+    for t in 3, 7:
+        # A ball falls on: no first frame of an episode.
+        assert rollout.next_values[t] != rollout.values[t + 1]
+        assert rollout.next_values[t] != 0
+
+
+class Nothing:
+    """A bar that shows nothing, and a stop that is not requested."""
+
+    requested = False
+
+    def update(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("reuse", ["auto", "temporal"])
+def test_ppo_learns_the_same_with_reuse_and_without(reuse):
+    models = []
+    for path, chosen in ("a", reuse), ("b", "none"):
+        settings_ = ppo_settings(reuse=chosen, steps=20 * 40)
+        model, _ = train(settings_, path, lambda: Catch(balls=3))
+        models.append(model)
+    assert rows_of("a") == rows_of("b")
+    for got, want in zip(*(m.weights for m in models), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("reuse", REUSES)
+def test_an_evaluation_disturbs_nothing(reuse):
+    for make in settings, ppo_settings:
+        plain, scored = f"{make.__name__}1", f"{make.__name__}2"
+        bounds = {"steps": 80, "episodes": None, "reuse": reuse}
+        train(make(**bounds), plain, Catch)
+        train(make(**bounds, eval_every=30, eval_episodes=5), scored, Catch)
+        for a, b in zip(weights_of(plain), weights_of(scored), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert rows_of(plain) == rows_of(scored)
+
+
+def test_evaluations_are_of_whole_games_and_the_best_is_kept():
+    scores = iter([3, 1, 5, 2, 4])
+
+    class Scored(Catch):
+        """A game of a step, of one score after the other."""
+
+        def step(self, action):
+            frame, *_, info = super().step(action)
+            return frame, next(scores), True, False, info
+
+    training_games = []
+
+    def make_env():
+        training_games.append(1)
+        # The first environments are those to learn from.
+        return Catch() if len(training_games) <= 4 else Scored()
+
+    chosen = ppo_settings(steps=5 * 40, eval_every=40, eval_episodes=1)
+    saved = []
+    original = RunDirectory.write_best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RunDirectory,
+            "write_best",
+            lambda self, model: (
+                saved.append(model.get_weights()),
+                original(self, model),
+            ),
+        )
+        train(chosen, "run", make_env)
+    rows = read_csv("run/evaluations.csv")
+    assert [float(row["mean"]) for row in rows] == [3, 1, 5, 2, 4]
+    assert [int(row["steps"]) for row in rows] == [40, 80, 120, 160, 200]
+    assert len(saved) == 2
+    best = keras.models.load_model("run/best.keras")
+    for got, want in zip(best.get_weights(), saved[-1], strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("reuse", REUSES)

@@ -9,8 +9,15 @@ from reuse_tf.learning.progress import RECENT
 from reuse_tf.policies.run_directory import CURVE
 
 
-def draw(rows, settings, path):
-    """Draws the learning curve: returns, and their running mean, by step."""
+def draw(run, settings, path):
+    """Draws the learning curve: returns, their running mean, and scores.
+
+    Args:
+        run: What has the `rows` and the `evaluations` of a run.
+        settings: Its `Settings`.
+        path: Its directory, a `pathlib.Path`.
+    """
+    rows = run.rows
     if not rows:
         return
     # Here rather than above, as they take seconds.
@@ -18,7 +25,7 @@ def draw(rows, settings, path):
     from matplotlib.figure import Figure
 
     returns = np.array([row.return_ for row in rows])
-    steps = np.cumsum([row.length for row in rows])
+    steps = np.array([row.steps for row in rows])
     sums = np.cumsum(np.concatenate([[0.0], returns]))
     last = np.arange(1, len(sums))
     first = np.maximum(0, last - RECENT)
@@ -34,8 +41,18 @@ def draw(rows, settings, path):
         ax=axes,
         label=f"mean of the last {RECENT}",
     )
+    if run.evaluations:
+        axes.errorbar(
+            [e.steps for e in run.evaluations],
+            [e.mean for e in run.evaluations],
+            [e.standard_error for e in run.evaluations],
+            color="black",
+            capsize=2,
+            label="evaluations",
+        )
+        axes.legend()
     axes.set(
-        title=f"{settings.game}, reuse {settings.reuse}",
+        title=f"{settings.game}, {settings.algorithm}, reuse {settings.reuse}",
         xlabel="steps",
         ylabel="return",
     )

@@ -76,6 +76,8 @@ def make_games(settings, make_env=None, num_envs=None):
 class Gathered:
     """Environments of any kind in the form of `atari.ResumableGames`.
 
+    Their state is that in which each began its episode, and its actions since.
+
     Args:
         envs: A list of `gymnasium.Env`, as `training.train` takes them.
     """
@@ -87,65 +89,74 @@ class Gathered:
 
     def reset(self, seed):
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
-        self._returns = [0.0] * self.num_envs
-        self._lengths = [0] * self.num_envs
-        self._frames = np.stack(
-            [
-                env.reset(seed=seed)[0]
-                for env, seed in zip(self._envs, seeds.tolist(), strict=True)
-            ]
-        )
-        return self._frames
+        for env, env_seed in zip(self._envs, seeds.tolist(), strict=True):
+            env.reset(seed=env_seed)
+        self._running = [_Running(env) for env in self._envs]
+        return np.stack([running.frame for running in self._running])
 
     def step(self, actions):
-        frames, parts, episodes = np.empty_like(self._frames), [], []
-        for i, (env, action) in enumerate(
-            zip(self._envs, actions, strict=True)
-        ):
-            frames[i], reward, terminated, truncated, _ = env.step(action)
-            self._returns[i] += float(reward)
-            self._lengths[i] += 1
+        steps = [
+            running.step(action)
+            for running, action in zip(self._running, actions, strict=True)
+        ]
+        episodes = []
+        for i, (_, terminated, truncated) in enumerate(steps):
             if terminated or truncated:
+                ended = self._running[i]
                 episodes.append(
                     atari.Episode(
-                        i, self._returns[i], self._lengths[i], frames[i].copy()
+                        i, ended.total_reward, len(ended.actions), ended.frame
                     )
                 )
-                self._returns[i], self._lengths[i] = 0.0, 0
-                frames[i], _ = env.reset()
-            parts.append((reward, False, terminated, truncated))
-        self._frames = frames
-        rewards, *flags = zip(*parts, strict=True)
+                self._running[i] = _Running(self._envs[i])
+        rewards, terminated, truncated = zip(*steps, strict=True)
         return atari.Step(
-            frames,
+            np.stack([running.frame for running in self._running]),
             np.array(rewards, np.float32),
-            *(np.array(flag, bool) for flag in flags),
+            np.zeros(self.num_envs, bool),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
             tuple(episodes),
         )
 
     def state(self):
-        return {
-            "environments": [state(env) for env in self._envs],
-            "frames": base64.b64encode(self._frames).decode("ascii"),
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-        }
+        return [
+            {"begin": running.begin, "actions": running.actions.copy()}
+            for running in self._running
+        ]
 
     def restore(self, values):
-        for env, saved in zip(self._envs, values["environments"], strict=True):
-            restore(env, saved)
-        self._frames = (
-            np.frombuffer(base64.b64decode(values["frames"]), np.uint8)
-            .reshape(self.num_envs, *self.frame_shape)
-            .copy()
-        )
-        self._returns = list(map(float, values["returns"]))
-        self._lengths = list(map(int, values["lengths"]))
-        return self._frames
+        self._running = []
+        for env, saved in zip(self._envs, values, strict=True):
+            restore(env, saved["begin"])
+            running = _Running(env)
+            for action in saved["actions"]:
+                running.step(action)
+            self._running.append(running)
+        return np.stack([running.frame for running in self._running])
 
     def close(self):
         for env in self._envs:
             env.close()
+
+
+class _Running:
+    """An episode that an environment is in, from its beginning."""
+
+    def __init__(self, env):
+        self._env = env
+        self.begin = state(env)
+        self.actions = []
+        self.total_reward = 0.0
+        self.frame, _ = env.reset()
+
+    def step(self, action):
+        self.actions.append(int(action))
+        self.frame, reward, terminated, truncated, _ = self._env.step(
+            self.actions[-1]
+        )
+        self.total_reward += float(reward)
+        return reward, terminated, truncated
 
 
 def state(env):

@@ -27,8 +27,9 @@ class Row(NamedTuple):
     length: int  # in steps
     return_: float
     end: str  # "terminated", "truncated" or "cut": see `Settings`
-    steps: int  # of the run, when the episode's update began
-    seconds: float  # of the run, likewise
+    steps: int  # of the run, as of the episode's update
+    seconds: float  # of the run, when it ended
+    processor_seconds: float  # the same of all processors' time
 
 
 COLUMNS = [name.rstrip("_") for name in Row._fields]
@@ -48,7 +49,9 @@ class Progress:
     environment_seconds: float = 0.0
     policy_seconds: float = 0.0
     update_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     total_seconds: float = 0.0
+    processor_seconds: float = 0.0
 
     def __post_init__(self):
         if not all(map(is_finite, vars(self).values())):
@@ -148,22 +151,27 @@ class TensorBoard:
         """Made with a first update, and not before: it makes a file."""
         return tf.summary.create_file_writer(self._path)
 
-    def log(self, progress, rows, scalars):
+    def log_update(self, progress, rows, scalars):
         """Logs an update, of these rows and these numbers by name.
 
         Raises:
             OSError: If it cannot be written.
         """
-        values = {
-            "steps_per_second": progress.steps / progress.total_seconds,
-            **scalars,
-        }
+        values = {"steps_per_second": progress.steps / progress.total_seconds}
         if rows:  # An update need not end an episode.
             values["return"] = np.mean([row.return_ for row in rows])
             values["length"] = np.mean([row.length for row in rows])
+        self.log(progress, {**values, **scalars})
+
+    def log(self, progress, scalars):
+        """Logs numbers by name.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         try:
             with self._writer.as_default(step=progress.steps):
-                for name, value in values.items():
+                for name, value in scalars.items():
                     tf.summary.write(
                         name, np.float32(value), metadata=self._SCALAR
                     )

@@ -1,10 +1,12 @@
 """Training a policy, in runs that can be killed and resumed."""
 
 import dataclasses
+import math
 import time
 
 from reuse_tf import process
-from reuse_tf.learning import curve
+from reuse_tf.learning import curve, evaluation
+from reuse_tf.learning.evaluation import Evaluation
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
     COLUMNS,
@@ -56,10 +58,11 @@ def train(settings, run_dir, make_env=None):
         run_dir: A directory, made if it does not exist. See `RunDirectory`.
         make_env: A function that makes a `gymnasium.Env` of uint8 frames
             `[height, width, channels]` and discrete actions, instead of
-            `atari.make`. All that an episode depends on must be the `seed`
-            that its first `reset` is given, `env.unwrapped.np_random`, and
-            what `env.unwrapped.clone_state(include_rng=True)` returns if it
-            is an Atari game.
+            `atari.make` and its like. All that an episode depends on must be
+            its actions, the `seed` that the first `reset` is given,
+            `env.unwrapped.np_random`, and what
+            `env.unwrapped.clone_state(include_rng=True)` returns if it is an
+            Atari game.
 
     Returns:
         A pair of the policy, a plain Keras model, and a `TrainingSummary`.
@@ -90,11 +93,22 @@ def train(settings, run_dir, make_env=None):
         progress = run.progress
         bar = Bar(settings, run.rows)
         tensorboard = TensorBoard(directory.path)
-        earlier = progress.total_seconds
-        start = saved_at = drawn_at = time.perf_counter()
+        clock = _Clock(progress)
+        saved_at = drawn_at = time.perf_counter()
 
-        finished = progress.is_finished(settings)
-        while not (finished or stop.requested):
+        def evaluate_if_due():
+            if not evaluation.is_due(settings, progress, run.evaluations):
+                return
+            scored = evaluation.evaluate(
+                algorithm.model, settings, make_env, stop, progress
+            )
+            if scored is not None:  # or else when the run goes on
+                clock.update()
+                run.score(scored)
+                tensorboard.log(progress, {"score": scored.mean})
+
+        evaluate_if_due()
+        while not (progress.is_finished(settings) or stop.requested):
             try:
                 iteration = algorithm.iterate(progress, bar, stop)
             except FloatingPointError as error:
@@ -105,25 +119,24 @@ def train(settings, run_dir, make_env=None):
                 ) from error
             if iteration is None:
                 break
-            now = time.perf_counter()
-            progress.total_seconds = earlier + now - start
+            clock.update()
             episodes, scalars = iteration
             rows = run.add(episodes)
-            tensorboard.log(progress, rows, scalars)
+            tensorboard.log_update(progress, rows, scalars)
             bar.update(progress.steps, run.rows)
-            if now - saved_at >= settings.checkpoint_seconds:
+            evaluate_if_due()
+            if time.perf_counter() - saved_at >= settings.checkpoint_seconds:
                 run.save()
                 saved_at = time.perf_counter()
                 if saved_at - drawn_at >= _CURVE_INTERVAL:
-                    curve.draw(run.rows, settings, directory.path)
+                    curve.draw(run, settings, directory.path)
                     drawn_at = saved_at
-            finished = progress.is_finished(settings)
 
         bar.update(progress.steps, run.rows, finalize=True)
         run.save()
-        if not finished:
+        if stop.requested and not progress.is_finished(settings):
             raise KeyboardInterrupt
-        curve.draw(run.rows, settings, directory.path)
+        curve.draw(run, settings, directory.path)
     stats = algorithm.stats
     return algorithm.model, TrainingSummary(
         game=settings.game,
@@ -138,6 +151,20 @@ def train(settings, run_dir, make_env=None):
     )
 
 
+class _Clock:
+    """Counts up the seconds of a run."""
+
+    def __init__(self, progress):
+        self._progress = progress
+        self._start = time.perf_counter() - progress.total_seconds
+        self._processor_start = time.process_time() - progress.processor_seconds
+
+    def update(self):
+        progress = self._progress
+        progress.total_seconds = time.perf_counter() - self._start
+        progress.processor_seconds = time.process_time() - self._processor_start
+
+
 class _Run:
     """An algorithm, how far it is, and the directory that keeps both.
 
@@ -146,6 +173,7 @@ class _Run:
     Attributes:
         progress: `Progress`.
         rows: The `Row`s so far.
+        evaluations: The `Evaluation`s so far.
         saved_updates: The number of updates as of the newest checkpoint.
     """
 
@@ -153,6 +181,7 @@ class _Run:
         self._algorithm = algorithm
         self._directory = directory
         self.progress = Progress()
+        self.evaluations = []
         self.rows = parse_rows(directory.restore(self._read), directory.path)
         # As of the last update, to which an iteration that is stopped goes
         # back.
@@ -180,6 +209,7 @@ class _Run:
                 *episode,
                 progress.steps,
                 round(progress.total_seconds, 3),
+                round(progress.processor_seconds, 3),
             )
             for number, episode in enumerate(episodes, progress.episodes + 1)
         ]
@@ -188,6 +218,15 @@ class _Run:
         self._state = self._current_state()
         self._directory.append(rows)
         return rows
+
+    def score(self, scored):
+        """Keeps an `Evaluation`, and the policy if none before was better."""
+        best = max((e.mean for e in self.evaluations), default=-math.inf)
+        self.evaluations.append(scored)
+        self._state = self._current_state()
+        self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
+        if scored.mean >= best:
+            self._directory.write_best(self._algorithm.model)
 
     def save(self):
         """Writes a checkpoint of the last update, if there is none."""
@@ -198,11 +237,16 @@ class _Run:
 
     def _current_state(self):
         progress = dataclasses.asdict(self.progress)
-        return {"progress": progress, **self._algorithm.state()}
+        return {
+            "progress": progress,
+            "evaluations": self.evaluations.copy(),
+            **self._algorithm.state(),
+        }
 
     def _read(self, path, state):
         self._algorithm.read(path)
         with run_directory.reading(path / STATE):
             self.progress = Progress(**state["progress"])
+            self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
             self._algorithm.restore(state)
         return self.progress.episodes

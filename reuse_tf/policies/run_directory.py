@@ -2,6 +2,8 @@
 
     flags.json          the run's settings
     episodes.csv        one row per episode
+    evaluations.csv     one row per evaluation, if there are any
+    best.keras          the policy of the best one
     learning_curve.png  their returns
     tensorboard/        a log of each update
     checkpoint-000123/  everything to go on from; the number counts updates
@@ -21,6 +23,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 from reuse_tf import files
 
@@ -29,6 +32,8 @@ CURVE = "learning_curve.png"
 STATE = "state.json"
 _SETTINGS = "flags.json"
 _EPISODES = "episodes.csv"
+_EVALUATIONS = "evaluations.csv"
+BEST = "best.keras"
 _PREFIX = "checkpoint-"
 _TEMPORARY = files.TEMPORARY
 # Checkpoints that are kept: one to go on from if the newest is damaged.
@@ -195,9 +200,7 @@ class RunDirectory:
         rows = []
         if checkpoints:
             rows = self._rows(_read_newest(checkpoints, read))
-        text = io.StringIO()
-        csv.writer(text).writerows([self._columns, *rows])
-        content = text.getvalue().encode()
+        content = _csv([self._columns, *rows])
         if not file.is_file() or file.read_bytes() != content:
             files.write(file, content)
         self._episodes = file.open("a", newline="", encoding="utf-8")
@@ -205,7 +208,10 @@ class RunDirectory:
 
     def _leftovers(self):
         """What was being written when the process was killed."""
-        for name in (_SETTINGS, _EPISODES, CURVE, _PREFIX):
+        for name in (
+            *(_SETTINGS, _EPISODES, _EVALUATIONS),
+            *(BEST, CURVE, _PREFIX),
+        ):
             yield from self.path.glob(f"{name}*{_TEMPORARY}")
 
     def _rows(self, count):
@@ -236,6 +242,17 @@ class RunDirectory:
         """Adds rows to `episodes.csv`."""
         csv.writer(self._episodes).writerows(rows)
         self._episodes.flush()
+
+    def write_evaluations(self, columns, rows):
+        """Writes `evaluations.csv` anew."""
+        files.write(self.path / _EVALUATIONS, _csv([columns, *rows]))
+
+    def write_best(self, model):
+        """Writes the policy that has scored best."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / BEST
+            model.save(file)
+            files.write(self.path / BEST, file.read_bytes())
 
     def save(self, number, state, write):
         """Writes a checkpoint, and removes all but the one before it.
@@ -296,6 +313,12 @@ class RunDirectory:
     def _write_settings(self, settings):
         content = (json.dumps(settings, indent=2) + "\n").encode()
         files.write(self.path / _SETTINGS, content)
+
+
+def _csv(rows):
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _checkpoints(path):
