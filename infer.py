@@ -51,9 +51,10 @@ def main(_):
         if CHECKPOINT.value is not None:
             run = saved_settings(_run_of(CHECKPOINT.value))
         num_envs = program.NUM_ENVS.value or 1
+        frames = _value(program.PREPROCESSING, run) or "paper"
         env, policy = play.prepare(
             _value(program.GAME, run),
-            preprocessing=_value(program.PREPROCESSING, run) or "paper",
+            preprocessing=frames,
             downsample=_value(program.DOWNSAMPLE, run),
             network=program.NETWORK.value or "paper",
             filters=program.FILTERS.value,
@@ -64,6 +65,11 @@ def main(_):
         if RECORD.value is not None:
             if num_envs > 1:
                 raise ValueError("--record shows one environment, not several")
+            if frames != "paper":
+                raise ValueError(
+                    "--record shows what --preprocessing=paper sees. "
+                    f"Received: --preprocessing={frames}"
+                )
             env = record.Recorder(env, policy, program.REUSE.value)
         # What was played is reported however often Ctrl-C is pressed.
         with process.Stop():

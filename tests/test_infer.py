@@ -20,8 +20,10 @@ from test_files import full_disk
 
 import infer as program_infer
 from reuse_tf import atari
+from reuse_tf.learning import training
+from reuse_tf.learning.settings import Settings
 from reuse_tf.playing.play import Summary, play, prepare
-from reuse_tf.policies.policy import build_policy
+from reuse_tf.policies.policy import build_policy, likeliest
 
 INFER = pathlib.Path(__file__).parents[1] / "infer.py"
 SMALL = ["--filters=4,8", "--downsample=4"]
@@ -324,6 +326,47 @@ def test_a_seed_decides_the_actions_with_and_without_reuse(game):
         played.append((actions, summary.returns))
     assert played[0] == played[1] == played[2] == played[3]
     assert played[0][0] != played[4][0]
+
+
+def test_a_run_of_ppo_plays_whichever_way(capsys):
+    """Its newest policy or its best, drawing actions or the likeliest."""
+    settings = Settings(
+        algorithm="ppo",
+        game="Breakout",
+        filters=(2, 2, 2),
+        steps=32,
+        num_envs=2,
+        num_steps=8,
+        minibatches=1,
+        eval_every=32,
+        eval_episodes=1,
+    )
+    training.train(settings, "run")
+    capsys.readouterr()
+    for flags in (
+        ["--checkpoint=run"],
+        ["--checkpoint=run", "--greedy", "--reuse=none"],
+        ["--checkpoint=run/best.keras", "--num_envs=2"],
+        ["--checkpoint=run/checkpoint-000002/policy.keras", "--greedy"],
+    ):
+        assert infer_here("--steps=20", *flags) is None
+        printed = capsys.readouterr().out
+        assert re.search(r"game: +Breakout", printed)
+        assert re.search(r"steps: +20\n", printed)
+    assert_one_line(
+        infer_here("--checkpoint=run", "--record=game.gif"), "--preprocessing"
+    )
+    assert_one_line(
+        infer_here("--checkpoint=run", "--preprocessing=paper"), "input shape"
+    )
+
+
+def test_the_likeliest_action_is_done():
+    logits = np.float32([[1, 3, 2], [np.inf, 0, 1], [-np.inf, -1, -2]])
+    assert likeliest(logits) == [1, 0, 1]
+    logits[1, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        likeliest(logits)
 
 
 def test_a_checkpoint_plays_as_the_policy_it_holds():

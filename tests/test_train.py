@@ -40,6 +40,11 @@ from reuse_tf.policies.run_directory import RunDirectory, newest_policy
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = ["--game=Breakout", "--filters=2", "--downsample=4"]
+SMALL_PPO = [
+    *("--algorithm=ppo", "--preprocessing=paper", "--network=paper"),
+    *("--num_envs=2", "--num_steps=25", "--epochs=1", "--minibatches=2"),
+    *("--eval_every=900", "--eval_episodes=1"),
+]
 CHECKPOINT = ["optimizer.npz", "policy.keras", "state.json"]
 REUSES = ["content", "temporal", "none"]
 
@@ -127,6 +132,8 @@ def assert_same_run(got, want):
         for name in list(state["progress"]):
             if "seconds" in name:
                 del state["progress"][name]
+        for evaluation in state["evaluations"]:
+            del evaluation[5:]  # its seconds
         states.append(state)
     assert states[0] == states[1]
     assert rows_of(got) == rows_of(want)
@@ -602,6 +609,31 @@ def test_a_resumed_run_is_the_same_to_the_bit(reuse):
     assert_same_run("parts", "whole")
 
 
+@pytest.mark.parametrize("reuse", ["auto", *REUSES])
+def test_a_resumed_run_of_ppo_is_the_same_to_the_bit(reuse):
+    """Its episodes go on from update to update."""
+
+    def run(path, steps):
+        chosen = ppo_settings(
+            reuse=reuse, steps=steps, anneal=False, eval_every=70
+        )
+        train(chosen, path, lambda: Catch(balls=3))
+
+    run("whole", 240)
+    for steps in (80, 120, 240):
+        run("parts", steps)
+    assert_same_run("parts", "whole")
+    assert scores_of("parts") == scores_of("whole")
+
+
+def scores_of(run_dir):
+    rows = read_csv(pathlib.Path(run_dir) / "evaluations.csv")
+    return [
+        {name: value for name, value in row.items() if "seconds" not in name}
+        for row in rows
+    ]
+
+
 def test_a_finished_run_is_left_as_it_is(run):
     checkpoint = newest_policy(run).read_bytes()
     logs = set((run / "tensorboard").iterdir())
@@ -1036,13 +1068,58 @@ def nan_of(_):
         {"num_envs": 0},
         {"num_envs": 3},
         {"checkpoint_seconds": -1},
-        {"episodes": None},
+        {"algorithm": "dqn"},
+        {"preprocessing": "standard"},
+        {"network": "resnet"},
+        {"epochs": 3},
+        {"clip": 0.2},
+        {"value_clip": 0.2},
+        {"anneal": True},
+        {"eval_every": 0},
+        {"eval_episodes": 0},
     ],
     ids=str,
 )
 def test_wrong_settings_are_refused(changes):
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
         settings(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_steps": 0},
+        {"epochs": 0},
+        {"minibatches": 0},
+        {"minibatches": 41},
+        {"gae_lambda": 1.1},
+        {"clip": 0},
+        {"value_clip": 0},
+        {"value_weight": -1},
+        {"clip_norm": 0},
+        {"anneal": 1},
+        {"clip_rewards": "yes"},
+        {"preprocessing": "color"},
+        {"batch_episodes": 4},
+        {"anneal": True, "steps": None, "episodes": 5},
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_ppo_are_refused(changes):
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
+        ppo_settings(**changes)
+
+
+def test_settings_are_those_that_are_usual_for_each_algorithm():
+    assert Settings().steps == 3000
+    assert Settings(episodes=5).steps is None
+    assert Settings().filters == (40, 80)
+    usual = Settings(algorithm="ppo")
+    assert (usual.network, usual.filters) == ("nature", (32, 64, 64))
+    assert (usual.num_envs, usual.num_steps, usual.anneal) == (8, 128, True)
+    without = Settings(algorithm="ppo", episodes=5)
+    assert (without.steps, without.anneal) == (None, None)
+    assert Settings(algorithm="ppo", anneal=False).anneal is False
 
 
 @pytest.mark.parametrize(
@@ -1088,6 +1165,17 @@ BAD_ARGUMENTS = {
     "--entropy=-1": "entropy",
     "--clip_norm=-1": "clip_norm",
     "--num_envs=0": "num_envs",
+    "--algorithm=dqn": "algorithm",
+    "--preprocessing=none": "preprocessing",
+    "--preprocessing=standard": "preprocessing",
+    "--network=resnet": "network",
+    "--epochs=2": "epochs",
+    "--clip=0": "clip",
+    "--value_clip=0": "value_clip",
+    "--anneal": "anneal",
+    "--gae_lambda=2": "gae_lambda",
+    "--eval_every=0": "eval_every",
+    "--eval_episodes=0": "eval_episodes",
     "--checkpoint_seconds=-1": "checkpoint_seconds",
     "--summary_json=missing/summary.json": "summary_json",
     "--summary_json=": "summary_json",
@@ -1150,9 +1238,11 @@ def test_the_program_trains_resumes_and_refuses_other_settings(monkeypatch):
     assert "Breakout" in result.stdout
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
-    arguments = [*SMALL, "--reuse=none"]
-    arguments += ["--steps=2000", "--checkpoint_seconds=0"]
+@pytest.mark.parametrize(
+    "kind", [["--reuse=none"], SMALL_PPO], ids=["reinforce", "ppo"]
+)
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(kind):
+    arguments = [*SMALL, *kind, "--steps=2000", "--checkpoint_seconds=0"]
     assert run_here(*arguments, "--run_dir=whole") is None
     wait = random.Random(0).uniform
     for signals, seconds in (
@@ -1179,8 +1269,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not():
     # The last one has saved the last update.
     assert process.returncode == 1
     assert_one_line(errors, "interrupted; to resume, pass --run_dir=run")
-    last = rows_of("run")[-1]["update"]
-    assert newest_policy("run").parent.name == f"checkpoint-{int(last):06}"
+    last = int(rows_of("run")[-1]["update"])
+    saved = int(newest_policy("run").parent.name.removeprefix("checkpoint-"))
+    # An update of PPO need not end an episode.
+    assert saved == last or (saved > last and kind is SMALL_PPO)
     assert run_here(*arguments, "--run_dir=run") is None
     assert_same_run("run", "whole")
     assert files_of("run") == files_of("whole")
