@@ -94,7 +94,7 @@ class Plain:
         self.act = lambda frames: keras.tree.map_structure(
             lambda tensor: tensor.numpy(), call(tf.constant(frames))
         )
-        self.outputs_fn = lambda frames: call(tf.constant(frames))
+        self.outputs_fn = lambda frames: call(tf.convert_to_tensor(frames))
         activations = sum(
             np.prod(layer.output.shape[1:]) for layer in model.layers
         )
