@@ -8,9 +8,9 @@ import program
 
 CHECKPOINT = program.define_path(
     "checkpoint",
-    "Policy to play: a .keras file, or the directory of a run of train.py, "
-    "whose --game and frames are then the default. If not given, --network "
-    "and --filters describe one, with random weights.",
+    "Policy to play: the directory of a run of train.py, or a .keras file, in "
+    "one or not. The --game and the frames of the run are the default. If not "
+    "given, --network and --filters describe one, with random weights.",
 )
 GREEDY = flags.DEFINE_boolean(
     "greedy",
@@ -49,7 +49,7 @@ def main(_):
     try:
         run = {}
         if CHECKPOINT.value is not None:
-            run = saved_settings(_run_of(CHECKPOINT.value))
+            run = _run_of(CHECKPOINT.value, saved_settings)
         num_envs = program.NUM_ENVS.value or 1
         frames = _value(program.PREPROCESSING, run) or "paper"
         env, policy = play.prepare(
@@ -94,16 +94,17 @@ def main(_):
         program.fail(files.explain(error))
 
 
-def _run_of(checkpoint):
-    """Returns the directory of the run that a policy is of, or may be."""
+def _run_of(checkpoint, saved_settings):
+    """Returns the settings of the run that a policy is of, if there are any."""
     if os.path.isdir(checkpoint):
-        return checkpoint
-    # That of a checkpoint is one further up.
+        return saved_settings(checkpoint)
     folder = os.path.dirname(os.path.abspath(checkpoint))
-    parent = os.path.dirname(folder)
-    return (
-        parent if os.path.basename(folder).startswith("checkpoint-") else folder
-    )
+    if os.path.basename(folder).startswith("checkpoint-"):
+        folder = os.path.dirname(folder)
+    try:
+        return saved_settings(folder)
+    except ValueError:  # Who knows whose they are.
+        return {}
 
 
 def _value(flag, run):

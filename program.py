@@ -130,13 +130,14 @@ STEPS = flags.DEFINE_integer(
     "steps",
     None,
     "Steps of the environments in all. By default 3000, and 1000000 for "
-    "--algorithm=ppo.",
+    "train.py --algorithm=ppo.",
     lower_bound=1,
 )
 NUM_ENVS = flags.DEFINE_integer(
     "num_envs",
     None,
-    "Environments to play at once. By default 1, and 8 for --algorithm=ppo.",
+    "Environments to play at once. By default 1, and 8 for train.py "
+    "--algorithm=ppo.",
     lower_bound=1,
 )
 REUSE = flags.DEFINE_enum(

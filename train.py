@@ -147,10 +147,15 @@ def main(_):
         from reuse_tf.policies import run_directory
     path = RUN_DIR.value
     try:
-        values = _values(
-            [field.name for field in dataclasses.fields(Settings)],
-            saved_settings(path) if path is not None else {},
-        )
+        saved = saved_settings(path) if path is not None else {}
+        names = [field.name for field in dataclasses.fields(Settings)]
+        values = _values(names, saved)
+        if saved.get("algorithm", values["algorithm"]) != values["algorithm"]:
+            raise ValueError(
+                f"The run in `run_dir` {path!r} has "
+                f"--algorithm={saved['algorithm']}. Received: "
+                f"--algorithm={values['algorithm']}"
+            )
         values["game"] = atari.short_name(values["game"])
         settings = Settings(**values)
         if path is None:

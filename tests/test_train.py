@@ -28,8 +28,8 @@ from test_files import full_disk
 
 import infer
 import train as program_train
-from reuse_tf import policies
-from reuse_tf.learning import ppo, reinforce, training
+from reuse_tf import atari, policies
+from reuse_tf.learning import evaluation, ppo, reinforce, training
 from reuse_tf.learning.optimizer import Optimizer
 from reuse_tf.learning.progress import Progress
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
@@ -132,8 +132,6 @@ def assert_same_run(got, want):
         for name in list(state["progress"]):
             if "seconds" in name:
                 del state["progress"][name]
-        for evaluation in state["evaluations"]:
-            del evaluation[5:]  # its seconds
         states.append(state)
     assert states[0] == states[1]
     assert rows_of(got) == rows_of(want)
@@ -586,6 +584,7 @@ def test_the_summary_covers_the_whole_run(run):
     _, summary = train(settings(episodes=20), run, Catch)
     values = summary.as_dict()
     seconds = values["seconds"]
+    assert seconds.pop("evaluation") == 0
     assert set(seconds) == {"total", "environment", "policy", "update"}
     parts = seconds["environment"] + seconds["policy"] + seconds["update"]
     assert 0 < min(seconds.values())
@@ -624,6 +623,120 @@ def test_a_resumed_run_of_ppo_is_the_same_to_the_bit(reuse):
         run("parts", steps)
     assert_same_run("parts", "whole")
     assert scores_of("parts") == scores_of("whole")
+
+
+@pytest.mark.parametrize("make", [settings, ppo_settings])
+def test_a_stop_in_the_last_update_is_no_end(make, monkeypatch):
+    """Though its steps were all counted."""
+    chosen = make(steps=80, episodes=None)
+    train(chosen, "whole", Catch)
+    played = []
+
+    class Counted(Catch):
+        def step(self, action):
+            played.append(action)
+            if len(played) == 80:
+                signal.raise_signal(signal.SIGTERM)
+            return super().step(action)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(chosen, "parts", Counted)
+    assert len(played) == 80
+    train(chosen, "parts", Catch)
+    assert_same_run("parts", "whole")
+
+
+def test_an_evaluation_that_was_stopped_comes_when_the_run_goes_on(monkeypatch):
+    chosen = ppo_settings(steps=80, eval_every=40)
+    train(chosen, "whole", Catch)
+    counts = iter(range(3))
+    original = evaluation.play
+
+    def play(model, settings, make_env, stop):
+        if next(counts) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(model, settings, make_env, stop)
+
+    monkeypatch.setattr(evaluation, "play", play)
+    with pytest.raises(KeyboardInterrupt):
+        train(chosen, "parts", Catch)
+    assert len(scores_of("parts")) == 1
+    train(chosen, "parts", Catch)
+    assert_same_run("parts", "whole")
+    assert scores_of("parts") == scores_of("whole")
+    train(chosen, "parts", Catch)  # and no more
+
+
+def test_evaluations_can_be_asked_for_when_a_run_is_over():
+    train(ppo_settings(steps=80), "run", Catch)
+    for _ in range(2):
+        train(ppo_settings(steps=80, eval_every=50), "run", Catch)
+        assert [row["steps"] for row in scores_of("run")] == ["80"]
+
+
+@pytest.mark.parametrize("make", [settings, ppo_settings])
+def test_an_environment_may_use_one_array_for_all_frames(make):
+    class Short(gym.Wrapper):
+        """Truncates, so that last frames count."""
+
+        def reset(self, **arguments):
+            self.steps = 0
+            return self.env.reset(**arguments)
+
+        def step(self, action):
+            self.steps += 1
+            frame, reward, terminated, _, info = self.env.step(action)
+            return frame, reward, terminated, self.steps == 4, info
+
+    class OneArray(Short):
+        frames = None
+
+        def observation(self, frame):
+            if self.frames is None:
+                self.frames = np.empty_like(frame)
+            self.frames[:] = frame
+            return self.frames
+
+        def reset(self, **arguments):
+            frame, info = super().reset(**arguments)
+            return self.observation(frame), info
+
+        def step(self, action):
+            frame, *others = super().step(action)
+            return self.observation(frame), *others
+
+    chosen = make(steps=120, episodes=None, reuse="none")
+    train(chosen, "a", lambda: Short(Catch(balls=3)))
+    train(chosen, "b", lambda: OneArray(Catch(balls=3)))
+    assert_same_run("a", "b")
+
+
+def test_games_whose_state_cannot_be_saved_are_refused():
+    with pytest.raises(ValueError, match="state can be saved"):
+        train(
+            ppo_settings(network="nature", filters=(2, 2, 2)),
+            "run",
+            lambda: atari.make("Pong", preprocessing="standard"),
+        )
+
+
+def test_settings_that_cannot_be_built_leave_the_directory_to_others():
+    for filters in (4, 4), (4,):
+        chosen = ppo_settings(network="nature", filters=filters)
+        with pytest.raises(ValueError, match="three integers"):
+            train(chosen, "run", Catch)
+    train(ppo_settings(), "run", Catch)
+
+
+def test_a_run_of_episodes_may_be_bounded_by_steps_later():
+    run = ["--algorithm=ppo", "--preprocessing=paper", "--network=paper"]
+    run += ["--num_steps=8", "--num_envs=2", "--run_dir=run"]
+    assert run_here(*SMALL, *run, "--episodes=1") is None
+    assert run_here(*SMALL, *run, "--steps=16") is None
+    assert_one_line(
+        run_here("--algorithm=reinforce", "--run_dir=run"),
+        "has --algorithm=ppo. Received: --algorithm=reinforce",
+    )
 
 
 def scores_of(run_dir):

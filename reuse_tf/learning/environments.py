@@ -121,7 +121,11 @@ class Gathered:
 
     def state(self):
         return [
-            {"begin": running.begin, "actions": running.actions.copy()}
+            {
+                "begin": running.begin,
+                "actions": running.actions.copy(),
+                "total_reward": running.total_reward,
+            }
             for running in self._running
         ]
 
@@ -132,6 +136,12 @@ class Gathered:
             running = _Running(env)
             for action in saved["actions"]:
                 running.step(action)
+            if running.total_reward != saved["total_reward"]:
+                raise ValueError(
+                    "an environment's actions lead to a total reward of "
+                    f"{running.total_reward} in place of "
+                    f"{saved['total_reward']}"
+                )
             self._running.append(running)
         return np.stack([running.frame for running in self._running])
 
@@ -148,20 +158,33 @@ class _Running:
         self.begin = state(env)
         self.actions = []
         self.total_reward = 0.0
-        self.frame, _ = env.reset()
+        frame, _ = env.reset()
+        # Environments may use the same array again.
+        self.frame = np.array(frame)
 
     def step(self, action):
         self.actions.append(int(action))
-        self.frame, reward, terminated, truncated, _ = self._env.step(
+        frame, reward, terminated, truncated, _ = self._env.step(
             self.actions[-1]
         )
+        self.frame = np.array(frame)
         self.total_reward += float(reward)
         return reward, terminated, truncated
 
 
 def state(env):
-    """Returns what decides the next episodes, as values JSON can hold."""
+    """Returns what decides the next episodes, as values JSON can hold.
+
+    Raises:
+        ValueError: If it is an Atari game whose emulator does not tell.
+    """
     env = env.unwrapped
+    if not hasattr(env, "clone_state") and "ALE/" in str(
+        env.spec and env.spec.id
+    ):
+        raise ValueError(
+            f"Expected an environment whose state can be saved. Received: {env}"
+        )
     values = {"np_random": env.np_random.bit_generator.state}
     if hasattr(env, "clone_state"):
         emulator = env.clone_state(include_rng=True).serialize()

@@ -1,7 +1,6 @@
 """What a policy scores: whole games, beside its training."""
 
 import math
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ class Evaluation(NamedTuple):
         episodes: Games that were played.
         mean: Their mean score: the sum of a game's own rewards.
         standard_error: Of the mean; 0 if it was one game.
-        seconds: Of the training before it, evaluations included.
+        seconds: Of the training before it.
         processor_seconds: The same of all processors' time.
     """
 
@@ -114,15 +113,15 @@ def evaluate(model, settings, make_env, stop, progress):
         settings: See `play`.
         make_env: See `play`.
         stop: See `play`.
-        progress: The `Progress` of the training, whose `evaluation_seconds`
-            are counted up.
+        progress: The `Progress` of the training.
 
     Returns:
         An `Evaluation`. None if it was stopped.
+
+    Raises:
+        FloatingPointError: As `play`.
     """
-    begin = time.perf_counter()
     scores = play(model, settings, make_env, stop)
-    progress.evaluation_seconds += time.perf_counter() - begin
     if scores is None:
         return None
     deviation = float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0
@@ -135,3 +134,16 @@ def evaluate(model, settings, make_env, stop, progress):
         round(progress.total_seconds, 3),
         round(progress.processor_seconds, 3),
     )
+
+
+def parse(rows):
+    """Returns `Evaluation`s of the rows of `evaluations.csv`.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    kinds = Evaluation.__annotations__.values()
+    return [
+        Evaluation(*(kind(v) for kind, v in zip(kinds, row, strict=True)))
+        for row in rows
+    ]

@@ -406,12 +406,13 @@ class PPO:
         """
         rollout, act = self._rollout, self._learner.evaluator.act
         rollout.episodes = []
+        acting = np.empty_like(rollout.frames[0])  # the same array every time
         for t in range(self._settings.num_steps):
             if stop.requested:
                 return rollout
             begin = time.perf_counter()
-            rollout.frames[t] = self._frames
-            outputs = act(rollout.frames[t])
+            rollout.frames[t] = acting[:] = self._frames
+            outputs = act(acting)
             rollout.logits[t] = outputs["logits"]
             rollout.values[t] = outputs["value"][:, 0]
             rollout.actions[t] = self._sample(outputs["logits"])
@@ -442,7 +443,8 @@ class PPO:
             progress.environment_seconds += end - chosen
             progress.steps += self._games.num_envs
             bar.update(progress.steps)
-        last_values = act(self._frames)["value"][:, 0]
+        acting[:] = self._frames
+        last_values = act(acting)["value"][:, 0]
         following = np.concatenate([rollout.values[1:], last_values[None]])
         np.copyto(rollout.next_values, following, where=rollout.continues)
         return rollout
@@ -566,6 +568,10 @@ class PPO:
         """
         self._rng.bit_generator.state = state["actions"]
         self._frames = self._games.restore(state["environments"])
+
+    def close(self):
+        """Closes the environments."""
+        self._games.close()
 
     def write(self, path):
         """Writes the policy, its critic and the optimizer into a directory."""

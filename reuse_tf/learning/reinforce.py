@@ -176,7 +176,7 @@ class Episode:
             action: An integer.
             reward: A number.
         """
-        self.frames.append(frame.copy() if frame.flags.writeable else frame)
+        self.frames.append(_read_only(frame))
         self.actions.append(int(action))
         self.rewards.append(float(reward))
 
@@ -396,7 +396,7 @@ class Reinforce:
                 frame, reward, terminated, truncated, _ = slot.env.step(action)
                 slot.episode.append(slot.frame, action, reward)
                 slot.numbers.append(played + index)
-                slot.frame = frame
+                slot.frame = _read_only(frame)
                 if terminated or truncated:
                     slot.end = "terminated" if terminated else "truncated"
                     slots[index] = None
@@ -465,6 +465,11 @@ class Reinforce:
         for env, values in zip(self._envs, state["environments"], strict=True):
             environments.restore(env, values)
 
+    def close(self):
+        """Closes the environments."""
+        for env in self._envs:
+            env.close()
+
     def write(self, path):
         """Writes the policy and the optimizer into a directory."""
         self._learner.write(path)
@@ -486,7 +491,16 @@ class _Slot:
         self.episode = Episode()
         self.numbers = []  # of its steps, among all in the order of acting
         self.end = "cut"  # unless it comes to another
-        self.frame, _ = env.reset()
+        frame, _ = env.reset()
+        self.frame = _read_only(frame)
+
+
+def _read_only(frame):
+    """A frame that stays, as an environment may use its array again."""
+    if frame.flags.writeable:
+        frame = frame.copy()
+        frame.flags.writeable = False
+    return frame
 
 
 def _logits(logits):

@@ -137,15 +137,20 @@ class Settings:
     eval_episodes: int = 10
 
     def __post_init__(self):
-        _check(self, "algorithm", " or ".join(DEFAULTS), DEFAULTS.__contains__)
+        _check(
+            self,
+            "algorithm",
+            " or ".join(DEFAULTS),
+            tuple(DEFAULTS).__contains__,
+        )
         if isinstance(self.filters, list):
             object.__setattr__(self, "filters", tuple(self.filters))
         defaults = dict(DEFAULTS[self.algorithm])
         if self.episodes is not None:
             del defaults["steps"]
-        if self.steps is None and self.episodes is not None:
-            # There is nothing to measure it by.
-            defaults.pop("anneal", None)
+            if self.steps is None and "anneal" in defaults:
+                # There is nothing to measure it by.
+                defaults["anneal"] = False
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
@@ -212,7 +217,7 @@ class Settings:
             "eval_episodes": count,
         }.items():
             is_optional = name in (
-                *("filters", "steps", "episodes", "eval_every", "anneal"),
+                *("filters", "steps", "episodes", "eval_every"),
                 *(n for n in of_any if n not in DEFAULTS[self.algorithm]),
             )
             if not (is_optional and getattr(self, name) is None):

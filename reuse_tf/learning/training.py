@@ -1,12 +1,12 @@
 """Training a policy, in runs that can be killed and resumed."""
 
+import contextlib
 import dataclasses
 import math
 import time
 
 from reuse_tf import process
 from reuse_tf.learning import curve, evaluation
-from reuse_tf.learning.evaluation import Evaluation
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
     COLUMNS,
@@ -35,14 +35,17 @@ class TrainingSummary(Summary):
     Attributes:
         update_seconds: Time spent in updates. The total runs from the
             beginning of the first step to the end of the last update, without
-            what was lost to a kill.
+            evaluations and what was lost to a kill.
+        evaluation_seconds: Time spent in evaluations.
     """
 
     update_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
 
     def as_dict(self):
         values = super().as_dict()
         values["seconds"]["update"] = self.update_seconds
+        values["seconds"]["evaluation"] = self.evaluation_seconds
         return values
 
 
@@ -80,6 +83,7 @@ def train(settings, run_dir, make_env=None):
     saved_settings(run_dir)  # Are not damaged.
     algorithm = ALGORITHMS[settings.algorithm](settings, make_env)
     with (
+        contextlib.closing(algorithm),
         process.Stop() as stop,
         RunDirectory(
             run_dir,
@@ -99,42 +103,49 @@ def train(settings, run_dir, make_env=None):
         def evaluate_if_due():
             if not evaluation.is_due(settings, progress, run.evaluations):
                 return
-            scored = evaluation.evaluate(
-                algorithm.model, settings, make_env, stop, progress
-            )
+            with clock.paused():
+                scored = evaluation.evaluate(
+                    algorithm.model, settings, make_env, stop, progress
+                )
             if scored is not None:  # or else when the run goes on
-                clock.update()
                 run.score(scored)
                 tensorboard.log(progress, {"score": scored.mean})
 
-        evaluate_if_due()
-        while not (progress.is_finished(settings) or stop.requested):
-            try:
-                iteration = algorithm.iterate(progress, bar, stop)
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"Update {progress.updates + 1} failed: {error}. The last "
-                    f"good checkpoint, of update {run.saved_updates}, is kept "
-                    f"in {str(directory.path)!r}"
-                ) from error
-            if iteration is None:
-                break
-            clock.update()
-            episodes, scalars = iteration
-            rows = run.add(episodes)
-            tensorboard.log_update(progress, rows, scalars)
-            bar.update(progress.steps, run.rows)
+        stopped = False
+        try:
             evaluate_if_due()
-            if time.perf_counter() - saved_at >= settings.checkpoint_seconds:
-                run.save()
-                saved_at = time.perf_counter()
-                if saved_at - drawn_at >= _CURVE_INTERVAL:
-                    curve.draw(run, settings, directory.path)
-                    drawn_at = saved_at
+            while not (progress.is_finished(settings) or stop.requested):
+                iteration = algorithm.iterate(progress, bar, stop)
+                if iteration is None:
+                    stopped = True
+                    break
+                clock.update()
+                episodes, scalars = iteration
+                rows = run.add(episodes)
+                tensorboard.log_update(progress, rows, scalars)
+                bar.update(progress.steps, run.rows)
+                evaluate_if_due()
+                now = time.perf_counter()
+                if now - saved_at >= settings.checkpoint_seconds:
+                    run.save()
+                    saved_at = time.perf_counter()
+                    if saved_at - drawn_at >= _CURVE_INTERVAL:
+                        curve.draw(run, settings, directory.path)
+                        drawn_at = saved_at
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"Update {progress.updates + 1} failed: {error}. The last "
+                f"good checkpoint, of update {run.saved_updates}, is kept "
+                f"in {str(directory.path)!r}"
+            ) from error
 
         bar.update(progress.steps, run.rows, finalize=True)
         run.save()
-        if stop.requested and not progress.is_finished(settings):
+        if (
+            stopped
+            or not progress.is_finished(settings)
+            or evaluation.is_due(settings, progress, run.evaluations)
+        ):
             raise KeyboardInterrupt
         curve.draw(run, settings, directory.path)
     stats = algorithm.stats
@@ -144,6 +155,7 @@ def train(settings, run_dir, make_env=None):
         environment_seconds=progress.environment_seconds,
         policy_seconds=progress.policy_seconds,
         update_seconds=progress.update_seconds,
+        evaluation_seconds=progress.evaluation_seconds,
         total_seconds=progress.total_seconds,
         returns=tuple(row.return_ for row in run.rows if row.end != "cut"),
         recomputed=recomputed(algorithm.model, stats),
@@ -152,7 +164,7 @@ def train(settings, run_dir, make_env=None):
 
 
 class _Clock:
-    """Counts up the seconds of a run."""
+    """Counts up the seconds of a run, without those of evaluations."""
 
     def __init__(self, progress):
         self._progress = progress
@@ -163,6 +175,15 @@ class _Clock:
         progress = self._progress
         progress.total_seconds = time.perf_counter() - self._start
         progress.processor_seconds = time.process_time() - self._processor_start
+
+    @contextlib.contextmanager
+    def paused(self):
+        begin, processor_begin = time.perf_counter(), time.process_time()
+        yield
+        seconds = time.perf_counter() - begin
+        self._start += seconds
+        self._processor_start += time.process_time() - processor_begin
+        self._progress.evaluation_seconds += seconds
 
 
 class _Run:
@@ -181,8 +202,13 @@ class _Run:
         self._algorithm = algorithm
         self._directory = directory
         self.progress = Progress()
-        self.evaluations = []
         self.rows = parse_rows(directory.restore(self._read), directory.path)
+        # Those after the checkpoint are to come again.
+        self.evaluations = [
+            scored
+            for scored in evaluation.parse(directory.evaluations())
+            if scored.update <= self.progress.updates
+        ]
         # As of the last update, to which an iteration that is stopped goes
         # back.
         self._state = self._current_state()
@@ -223,7 +249,6 @@ class _Run:
         """Keeps an `Evaluation`, and the policy if none before was better."""
         best = max((e.mean for e in self.evaluations), default=-math.inf)
         self.evaluations.append(scored)
-        self._state = self._current_state()
         self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
         if scored.mean >= best:
             self._directory.write_best(self._algorithm.model)
@@ -237,16 +262,11 @@ class _Run:
 
     def _current_state(self):
         progress = dataclasses.asdict(self.progress)
-        return {
-            "progress": progress,
-            "evaluations": self.evaluations.copy(),
-            **self._algorithm.state(),
-        }
+        return {"progress": progress, **self._algorithm.state()}
 
     def _read(self, path, state):
         self._algorithm.read(path)
         with run_directory.reading(path / STATE):
             self.progress = Progress(**state["progress"])
-            self.evaluations = [Evaluation(*e) for e in state["evaluations"]]
             self._algorithm.restore(state)
         return self.progress.episodes

@@ -148,13 +148,13 @@ class RunDirectory:
             raise ValueError(
                 f"Cannot use {str(path)!r} as `run_dir`: {error.strerror}"
             ) from error
+        self._settings = settings
         self._columns = columns
         self._episodes = None
         try:
             # The lock ends with the process, however that ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._check(settings, may_change)
-            self._write_settings(settings)
         except BaseException as error:
             os.close(self._lock)
             if isinstance(error, BlockingIOError):
@@ -176,7 +176,8 @@ class RunDirectory:
     def restore(self, read):
         """Goes back to the newest checkpoint, or to an empty run.
 
-        Rows of episodes after it are dropped.
+        Nothing was written to the directory before. Rows of episodes after
+        the checkpoint are dropped.
 
         Args:
             read: A function of the checkpoint's directory and the dict that
@@ -195,6 +196,8 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
+        content = (json.dumps(self._settings, indent=2) + "\n").encode()
+        files.write(self.path / _SETTINGS, content)
         checkpoints = _checkpoints(self.path)
         file = self.path / _EPISODES
         rows = []
@@ -242,6 +245,15 @@ class RunDirectory:
         """Adds rows to `episodes.csv`."""
         csv.writer(self._episodes).writerows(rows)
         self._episodes.flush()
+
+    def evaluations(self):
+        """Returns the rows of `evaluations.csv`, as lists of strings."""
+        try:
+            text = (self.path / _EVALUATIONS).read_text("utf-8")
+        except FileNotFoundError:
+            return []
+        _, *rows = csv.reader(text.splitlines())
+        return rows
 
     def write_evaluations(self, columns, rows):
         """Writes `evaluations.csv` anew."""
@@ -309,10 +321,6 @@ class RunDirectory:
                     f"--{name}={_flag(saved.get(name))}. Received: "
                     f"--{name}={_flag(value)}"
                 )
-
-    def _write_settings(self, settings):
-        content = (json.dumps(settings, indent=2) + "\n").encode()
-        files.write(self.path / _SETTINGS, content)
 
 
 def _csv(rows):
