@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 from reuse_tf.learning import ppo, reinforce
+from reuse_tf.learning.evaluators import evaluator
+from reuse_tf.policies import build_network
 
 
 def softmax(row):
@@ -533,3 +535,25 @@ def test_functions_work_in_graphs(function, known):
     np.testing.assert_allclose(
         in_graph(*arguments), function(*arguments), rtol=1e-5, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("reuse", ["auto", "none"])
+@pytest.mark.parametrize("acts", [False, True])
+def test_minibatches_are_of_the_frames_asked_for(reuse, acts):
+    """Whether acting has recorded them or not, and with more than were."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 2, (8, 6, 5, 1), np.uint8)
+    model = build_network("paper", (6, 5, 1), 3, filters=(4,), value=True)
+    of = evaluator(model, reuse)
+    if acts:
+        of.begin()
+        for i in range(0, 8, 2):  # two streams
+            of.act(frames[i : i + 2])
+    minibatch = of.minibatches(frames[:6])
+    for numbers in [5, 0, 3], [2], range(6):
+        outputs = of.outputs_fn(minibatch(np.array(numbers)))
+        wants = model(frames[np.array(numbers)])
+        for name, want in wants.items():
+            np.testing.assert_allclose(
+                outputs[name], want, rtol=1e-5, atol=1e-6
+            )

@@ -183,20 +183,15 @@ def test_it_learns_to_catch_a_ball_from_pixels(reuse, seed):
     assert np.mean(summary.returns[-300:]) > 0.85
 
 
-@pytest.mark.parametrize(
-    ("reuse", "seed"), [("auto", 0), ("temporal", 1), ("none", 2)]
-)
-def test_ppo_learns_to_catch_a_ball_from_pixels(reuse, seed):
+def test_ppo_learns_to_catch_a_ball_from_pixels():
     _, summary = train(
         ppo_settings(
             filters=(8,),
-            reuse=reuse,
             steps=24_000,
             num_envs=8,
             num_steps=32,
             epochs=4,
             minibatches=4,
-            seed=seed,
             checkpoint_seconds=60,
             eval_every=24_000,
             eval_episodes=100,
@@ -337,10 +332,9 @@ class Nothing:
         pass
 
 
-@pytest.mark.parametrize("reuse", ["auto", "temporal"])
-def test_ppo_learns_the_same_with_reuse_and_without(reuse):
+def test_ppo_learns_the_same_with_reuse_and_without():
     models = []
-    for path, chosen in ("a", reuse), ("b", "none"):
+    for path, chosen in ("a", "auto"), ("b", "none"):
         settings_ = ppo_settings(reuse=chosen, steps=20 * 40)
         model, _ = train(settings_, path, lambda: Catch(balls=3))
         models.append(model)
@@ -349,7 +343,7 @@ def test_ppo_learns_the_same_with_reuse_and_without(reuse):
         np.testing.assert_allclose(got, want, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("reuse", REUSES)
+@pytest.mark.parametrize("reuse", ["auto", "none"])
 def test_an_evaluation_disturbs_nothing(reuse):
     for make in settings, ppo_settings:
         plain, scored = f"{make.__name__}1", f"{make.__name__}2"
@@ -608,7 +602,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(reuse):
     assert_same_run("parts", "whole")
 
 
-@pytest.mark.parametrize("reuse", ["auto", *REUSES])
+@pytest.mark.parametrize("reuse", ["auto", "none"])
 def test_a_resumed_run_of_ppo_is_the_same_to_the_bit(reuse):
     """Its episodes go on from update to update."""
 
