@@ -661,6 +661,16 @@ def test_an_evaluation_that_was_stopped_comes_when_the_run_goes_on(monkeypatch):
     train(chosen, "parts", Catch)  # and no more
 
 
+def test_damaged_evaluations_are_one_clear_line():
+    chosen = ppo_settings(steps=40, eval_every=40, eval_episodes=1)
+    train(chosen, "run", Catch)
+    whole = pathlib.Path("run/evaluations.csv").read_text()
+    for damaged in "", whole + "1,2,3\n", whole.replace("40", "x"):
+        pathlib.Path("run/evaluations.csv").write_text(damaged)
+        with pytest.raises(ValueError, match=r"evaluations\.csv' is damaged"):
+            train(chosen, "run", Catch)
+
+
 def test_evaluations_can_be_asked_for_when_a_run_is_over():
     train(ppo_settings(steps=80), "run", Catch)
     for _ in range(2):

@@ -206,7 +206,7 @@ class _Run:
         # Those after the checkpoint are to come again.
         self.evaluations = [
             scored
-            for scored in evaluation.parse(directory.evaluations())
+            for scored in directory.evaluations(evaluation.parse)
             if scored.update <= self.progress.updates
         ]
         # As of the last update, to which an iteration that is stopped goes
@@ -248,10 +248,11 @@ class _Run:
     def score(self, scored):
         """Keeps an `Evaluation`, and the policy if none before was better."""
         best = max((e.mean for e in self.evaluations), default=-math.inf)
-        self.evaluations.append(scored)
-        self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
+        # Whose row there is has its policy.
         if scored.mean >= best:
             self._directory.write_best(self._algorithm.model)
+        self.evaluations.append(scored)
+        self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
 
     def save(self):
         """Writes a checkpoint of the last update, if there is none."""

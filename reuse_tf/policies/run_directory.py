@@ -99,9 +99,9 @@ def damaged_settings(path, error):
     )
 
 
-def damaged_rows(path, error):
-    """Returns the `ValueError` of a run whose episodes are damaged."""
-    file = pathlib.Path(path) / _EPISODES
+def damaged_rows(path, error, name=_EPISODES):
+    """Returns the `ValueError` of a run with a table that is damaged."""
+    file = pathlib.Path(path) / name
     return ValueError(f"{str(file)!r} is damaged: {error}. {_ADVICE}")
 
 
@@ -246,14 +246,26 @@ class RunDirectory:
         csv.writer(self._episodes).writerows(rows)
         self._episodes.flush()
 
-    def evaluations(self):
-        """Returns the rows of `evaluations.csv`, as lists of strings."""
+    def evaluations(self, parse):
+        """Returns what a function makes of the rows of `evaluations.csv`.
+
+        Args:
+            parse: A function of rows, lists of strings, that raises a
+                `ValueError` if they are not as they should be.
+
+        Raises:
+            ValueError: If they are damaged.
+        """
         try:
             text = (self.path / _EVALUATIONS).read_text("utf-8")
+            _, *rows = csv.reader(text.splitlines())
+            return parse(rows)
         except FileNotFoundError:
             return []
-        _, *rows = csv.reader(text.splitlines())
-        return rows
+        except (ValueError, csv.Error) as error:
+            raise damaged_rows(
+                self.path, files.explain(error), _EVALUATIONS
+            ) from error
 
     def write_evaluations(self, columns, rows):
         """Writes `evaluations.csv` anew."""
