@@ -715,6 +715,36 @@ def test_an_environment_may_use_one_array_for_all_frames(make):
     assert_same_run("a", "b")
 
 
+@pytest.mark.parametrize("make", [settings, ppo_settings])
+def test_a_network_of_ones_own(make):
+    def network(frame_shape, num_actions):
+        inputs = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.SeparableConv2D(4, 3, strides=2)(x)
+        x = keras.layers.GlobalMaxPooling2D()(x)
+        outputs = {"logits": keras.layers.Dense(num_actions)(x)}
+        outputs["value"] = keras.layers.Dense(1)(x)
+        outputs["other"] = x
+        return keras.Model(inputs, outputs)
+
+    if make is ppo_settings:
+        lengths = [{"steps": steps, "anneal": False} for steps in (40, 80)]
+    else:
+        lengths = [{"episodes": episodes} for episodes in (4, 8)]
+    for path, bounds in ("whole", lengths[1:]), ("parts", lengths):
+        for bound in bounds:
+            chosen = make(reuse="auto", **bound)
+            model, _ = train(chosen, path, Catch, network)
+    assert any("separable" in layer.name for layer in model.layers)
+    assert_same_run("parts", "whole")
+    for bad in (
+        lambda *_: network(chosen.filters * 3, 3),
+        lambda frame_shape, _: network(frame_shape, 5),
+    ):
+        with pytest.raises(ValueError, match="does not fit"):
+            train(chosen, "bad", Catch, bad)
+
+
 def test_games_whose_state_cannot_be_saved_are_refused():
     with pytest.raises(ValueError, match="state can be saved"):
         train(

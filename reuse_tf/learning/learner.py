@@ -17,6 +17,7 @@ class Learner:
         settings: `Settings`.
         frame_shape: `(height, width, channels)`.
         num_actions: Number of actions.
+        network: See `training.train`.
         value: Whether it has a critic; see `build_network`.
         epsilon: What the optimizer adds to denominators.
 
@@ -27,16 +28,23 @@ class Learner:
     """
 
     def __init__(
-        self, settings, frame_shape, num_actions, *, value=False, epsilon
+        self,
+        settings,
+        frame_shape,
+        num_actions,
+        *,
+        network=None,
+        value=False,
+        epsilon,
     ):
         self._kind = (frame_shape, num_actions)
         self._value = value
         keras.utils.set_random_seed(settings.seed)
         self.model = build_network(
-            settings.network,
+            network or settings.network,
             frame_shape,
             num_actions,
-            filters=settings.filters,
+            filters=None if network else settings.filters,
             value=value,
         )
         self.optimizer = make_optimizer(

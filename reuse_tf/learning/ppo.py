@@ -333,6 +333,7 @@ class PPO:
     Args:
         settings: `Settings`.
         make_env: See `training.train`.
+        network: Likewise.
 
     Attributes:
         model: The policy and its critic, a plain Keras model. None until
@@ -343,8 +344,9 @@ class PPO:
             of uint8 frames and discrete actions.
     """
 
-    def __init__(self, settings, make_env=None):
+    def __init__(self, settings, make_env=None, network=None):
         self._settings = settings
+        self._network = network
         self._games = environments.make_games(settings, make_env)
         self.model = None
 
@@ -359,6 +361,7 @@ class PPO:
             settings,
             games.frame_shape,
             games.num_actions,
+            network=self._network,
             value=True,
             epsilon=_EPSILON,
         )

@@ -285,6 +285,7 @@ class Reinforce:
     Args:
         settings: `Settings`.
         make_env: See `training.train`.
+        network: Likewise.
 
     Attributes:
         model: The policy, a plain Keras model. None until `build` is called.
@@ -294,8 +295,9 @@ class Reinforce:
             of uint8 frames and discrete actions.
     """
 
-    def __init__(self, settings, make_env=None):
+    def __init__(self, settings, make_env=None, network=None):
         self._settings = settings
+        self._network = network
         self._envs = environments.make(settings, make_env)
         self._frame_shape, self._num_actions = environments.spaces(
             self._envs[0]
@@ -316,6 +318,7 @@ class Reinforce:
             self._settings,
             self._frame_shape,
             self._num_actions,
+            network=self._network,
             epsilon=_EPSILON,
         )
         self.model = self._learner.model

@@ -49,7 +49,7 @@ class TrainingSummary(Summary):
         return values
 
 
-def train(settings, run_dir, make_env=None):
+def train(settings, run_dir, make_env=None, network=None):
     """Trains a policy.
 
     When the function is called again with the same run directory it goes on
@@ -66,6 +66,10 @@ def train(settings, run_dir, make_env=None):
             `env.unwrapped.np_random`, and what
             `env.unwrapped.clone_state(include_rng=True)` returns if it is an
             Atari game.
+        network: A function of the shape of a frame and the number of actions
+            that makes the Keras model to train, instead of the settings'
+            `network` and `filters`: frames (uint8) to logits, or for PPO to a
+            dict of `"logits"` and `"value"`. See `policies.build_network`.
 
     Returns:
         A pair of the policy, a plain Keras model, and a `TrainingSummary`.
@@ -76,12 +80,12 @@ def train(settings, run_dir, make_env=None):
         OSError: If the directory cannot be written. Its checkpoints are whole.
         ValueError: If the directory is not that of a run, or of one with
             other settings, or is damaged; if there is no such game; or if the
-            environment is not as above.
+            environment or the network is not as above.
         FloatingPointError: If the loss, a gradient, a weight or a logit is
             not finite. The last checkpoint is from before.
     """
     saved_settings(run_dir)  # Are not damaged.
-    algorithm = ALGORITHMS[settings.algorithm](settings, make_env)
+    algorithm = ALGORITHMS[settings.algorithm](settings, make_env, network)
     with (
         contextlib.closing(algorithm),
         process.Stop() as stop,
