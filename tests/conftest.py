@@ -14,7 +14,8 @@ hypothesis.settings.register_profile(
     database=None,
     deadline=None,
     derandomize=True,
-    max_examples=40,
+    # Fewer where all is tested once more: see test_instruction_sets.py.
+    max_examples=int(os.environ.get("REUSE_TF_EXAMPLES", "40")),
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.data_too_large,

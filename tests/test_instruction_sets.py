@@ -26,7 +26,7 @@ def test_exact_under_another_set(name):
     result = children.run(
         *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
         *(FOLDER / f"test_{file}.py" for file in FILES),
-        env=children.environment(REUSE_TF_ISA=name),
+        env=children.environment(REUSE_TF_ISA=name, REUSE_TF_EXAMPLES="16"),
         timeout=1400,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1265,7 +1265,7 @@ def test_settings_are_those_that_are_usual_for_each_algorithm():
     assert (usual.network, usual.filters) == ("nature", (32, 64, 64))
     assert (usual.num_envs, usual.num_steps, usual.anneal) == (8, 128, True)
     without = Settings(algorithm="ppo", episodes=5)
-    assert (without.steps, without.anneal) == (None, None)
+    assert (without.steps, without.anneal) == (None, False)
     assert Settings(algorithm="ppo", anneal=False).anneal is False
 
 
