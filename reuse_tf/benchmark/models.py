@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from reuse_tf import atari
-from reuse_tf.atari.games import full_id
 from reuse_tf.policies import build_network
 
 SIZE, BLOCK = 224, 16
@@ -73,13 +72,11 @@ def _screens(game, num_envs):
 
 def _stacks(game, num_envs):
     """Those whose observations are the last four screens, [N, 84, 84, 4]."""
-    env = gym.make_vec(
-        full_id(game), num_envs, vectorization_mode="vector_entry_point"
-    )
-    return gym.wrappers.vector.TransformObservation(
-        env,
-        lambda screens: np.moveaxis(screens, 1, -1),
-        single_observation_space=gym.spaces.Box(0, 255, (84, 84, 4), np.uint8),
+    return atari.make_vector(
+        game,
+        num_envs,
+        preprocessing="standard",
+        autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
     )
 
 
