@@ -150,12 +150,6 @@ def main(_):
         saved = saved_settings(path) if path is not None else {}
         names = [field.name for field in dataclasses.fields(Settings)]
         values = _values(names, saved)
-        if saved.get("algorithm", values["algorithm"]) != values["algorithm"]:
-            raise ValueError(
-                f"The run in `run_dir` {path!r} has "
-                f"--algorithm={saved['algorithm']}. Received: "
-                f"--algorithm={values['algorithm']}"
-            )
         values["game"] = atari.short_name(values["game"])
         settings = Settings(**values)
         if path is None:
@@ -182,6 +176,8 @@ def _values(names, saved):
     """Returns the flags' values; where a flag is not given, the saved one."""
     given = {name for name in names if flags.FLAGS[name].present}
     values = {name: flags.FLAGS[name].value for name in names}
+    if "algorithm" in given and saved.get("algorithm") != values["algorithm"]:
+        saved = {}  # Those of another one do not fit. The run refuses it.
     return {**values, **saved, **{name: values[name] for name in given}}
 
 

@@ -134,16 +134,3 @@ def evaluate(model, settings, make_env, stop, progress):
         round(progress.total_seconds, 3),
         round(progress.processor_seconds, 3),
     )
-
-
-def parse(rows):
-    """Returns `Evaluation`s of the rows of `evaluations.csv`.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    kinds = Evaluation.__annotations__.values()
-    return [
-        Evaluation(*(kind(v) for kind, v in zip(kinds, row, strict=True)))
-        for row in rows
-    ]

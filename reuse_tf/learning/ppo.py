@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from reuse_tf.learning import environments
 from reuse_tf.learning.learner import Learner
-from reuse_tf.learning.reinforce import entropy_bonus
+from reuse_tf.learning.reinforce import entropy_bonus, log_probabilities
 from reuse_tf.policies import Sampler
 
 # What Adam and RMSprop add to denominators: detail 3 of Huang et al. (2022).
@@ -115,34 +115,6 @@ def normalize_advantages(advantages, epsilon=1e-8):
     advantages = advantages - tf.reduce_mean(advantages)
     deviation = tf.sqrt(tf.reduce_mean(tf.square(advantages)))
     return advantages / (deviation + epsilon)
-
-
-def log_probabilities(logits, actions):
-    """Computes the logarithms of the probabilities of actions.
-
-        log(softmax(logits[b])[actions[b]])
-
-    Args:
-        logits: Floats `[B, num_actions]`.
-        actions: Integers `[B]`.
-
-    Returns:
-        A tensor `[B]` of the dtype of `logits`.
-
-    Raises:
-        ValueError: If an argument is not of the above rank, shape or dtype.
-        tf.errors.InvalidArgumentError: If an action is not in
-            `[0, num_actions)`.
-    """
-    logits = _floats("logits", logits, "[B, num_actions]")
-    actions = tf.convert_to_tensor(actions)
-    if not actions.dtype.is_integer:
-        raise ValueError(
-            f"Expected `actions` to be integers. Received: {actions.dtype.name}"
-        )
-    _check_like("actions", actions, logits)
-    # The cross entropy with a single label is minus its log-probability.
-    return -tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
 
 
 def clipped_policy_loss(logits, actions, old_log_probs, advantages, clip):
@@ -325,8 +297,8 @@ class PPO:
 
     An iteration is an update: `num_steps` steps of each environment, then
     `epochs` times a change of the weights for each of `minibatches`. What the
-    next one does depends on `state()`, on what `write` writes, on the steps so
-    far if the learning rate is annealed, and on nothing else.
+    next one does depends on `state()`, on what the learner writes, on the steps
+    so far if the learning rate is annealed, and on nothing else.
 
     The loss of a life ends an episode for the advantages, though not the game.
 
@@ -336,8 +308,8 @@ class PPO:
         network: Likewise.
 
     Attributes:
-        model: The policy and its critic, a plain Keras model. None until
-            `build` is called.
+        learner: The policy and its critic: a `Learner`. None until `build` is
+            called.
 
     Raises:
         ValueError: If there is no such game, or the environment is not one
@@ -348,7 +320,7 @@ class PPO:
         self._settings = settings
         self._network = network
         self._games = environments.make_games(settings, make_env)
-        self.model = None
+        self.learner = None
 
     def build(self):
         """Makes the policy and its optimizer, which takes seconds."""
@@ -357,7 +329,7 @@ class PPO:
         self._rng = np.random.default_rng(seeds[0])
         self._frames = games.reset(int(seeds[1]))
         self._sample = Sampler(self._rng)
-        self._learner = Learner(
+        self.learner = Learner(
             settings,
             games.frame_shape,
             games.num_actions,
@@ -365,7 +337,6 @@ class PPO:
             value=True,
             epsilon=_EPSILON,
         )
-        self.model = self._learner.model
         self._gradient = None
         # The same memory for each of them.
         self._rollout = Rollout.empty(
@@ -375,19 +346,14 @@ class PPO:
             games.num_actions,
         )
 
-    @property
-    def stats(self):
-        """The `RunnerStats` of acting; None without reuse."""
-        return self._learner.evaluator.stats
-
     def iterate(self, progress, bar, stop):
         """Plays steps and updates the weights. See `Reinforce.iterate`."""
         settings = self._settings
         if settings.anneal:
             done = min(1.0, progress.steps / settings.steps)
             rate = settings.learning_rate * (1 - done)
-            self._learner.optimizer.learning_rate = rate
-        self._learner.evaluator.begin()
+            self.learner.optimizer.learning_rate = rate
+        self.learner.evaluator.begin()
         rollout = self._play(progress, bar, stop)
         if stop.requested:
             return None
@@ -407,7 +373,7 @@ class PPO:
         Returns:
             A `Rollout`, which the next one overwrites.
         """
-        rollout, act = self._rollout, self._learner.evaluator.act
+        rollout, act = self._rollout, self.learner.evaluator.act
         rollout.episodes = []
         acting = np.empty_like(rollout.frames[0])  # the same array every time
         for t in range(self._settings.num_steps):
@@ -454,7 +420,8 @@ class PPO:
 
     def _value(self, frame):
         """What is thought of a frame that is not acted upon."""
-        return self.model(frame[np.newaxis], training=False)["value"][0, 0]
+        outputs = self.learner.model(frame[np.newaxis], training=False)
+        return outputs["value"][0, 0]
 
     def _update(self, rollout):
         """Changes the weights.
@@ -465,7 +432,7 @@ class PPO:
         Returns:
             A dict of numbers to log: means over the minibatches.
         """
-        settings, learner = self._settings, self._learner
+        settings, learner = self._settings, self.learner
         rewards = rollout.rewards
         if settings.clip_rewards:
             rewards = np.sign(rewards)
@@ -514,8 +481,8 @@ class PPO:
             columns: Arrays `[B]`, as `_losses` takes them.
         """
         if self._gradient is None:
-            outputs_fn = self._learner.evaluator.outputs_fn
-            variables = self._learner.optimizer.variables
+            outputs_fn = self.learner.evaluator.outputs_fn
+            variables = self.learner.optimizer.variables
 
             def gradient(frames, columns):
                 with tf.GradientTape() as tape:
@@ -576,18 +543,6 @@ class PPO:
         """Closes the environments."""
         self._games.close()
 
-    def write(self, path):
-        """Writes the policy, its critic and the optimizer into a directory."""
-        self._learner.write(path)
-
-    def read(self, path):
-        """Reads what `write` has written.
-
-        Raises:
-            ValueError: If it is damaged. The error names the file.
-        """
-        self._learner.read(path)
-
 
 def _of_any_length(tree):
     """The specifications of tensors in a tree, but for their first axis."""
@@ -606,17 +561,16 @@ def _log_ratios(logits, actions, old_log_probs):
     return log_probs - _constants("old_log_probs", old_log_probs, log_probs)
 
 
-def _floats(name, tensor, shape="[B]"):
-    """A tensor of floats, of as many axes as `shape` has names."""
+def _floats(name, tensor):
+    """A tensor of floats, of one axis."""
     tensor = tf.convert_to_tensor(tensor)
     if not tensor.dtype.is_floating:
         raise ValueError(
             f"Expected `{name}` to be floats. Received: {tensor.dtype.name}"
         )
-    if tensor.shape.rank not in (len(shape.split(",")), None):
+    if tensor.shape.rank not in (1, None):
         raise ValueError(
-            f"Expected `{name}` of shape {shape}. Received: shape "
-            f"{tensor.shape}"
+            f"Expected `{name}` of shape [B]. Received: shape {tensor.shape}"
         )
     return tensor
 

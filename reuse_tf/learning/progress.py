@@ -68,17 +68,29 @@ class Progress:
         )
 
 
-def parse_rows(rows, path):
-    """Returns rows of `episodes.csv` as `Row`s."""
-    kinds = Row.__annotations__.values()
+def parse_rows(kind, rows, path, name):
+    """Returns rows of a table of a run as tuples.
+
+    Args:
+        kind: Their class: a `NamedTuple` of columns.
+        rows: Lists of strings.
+        path: The run's directory.
+        name: The table's file there.
+
+    Raises:
+        ValueError: If a row is not of that kind.
+    """
+    columns = kind.__annotations__.values()
     parsed = []
     for row in rows:
         try:
-            pairs = zip(kinds, row, strict=True)
-            parsed.append(Row(*(kind(value) for kind, value in pairs)))
+            pairs = zip(columns, row, strict=True)
+            parsed.append(kind(*(column(value) for column, value in pairs)))
         except ValueError as error:
             raise run_directory.damaged_rows(
-                path, f"row {len(parsed) + 1} is {','.join(row)!r}: {error}"
+                path,
+                f"row {len(parsed) + 1} is {','.join(row)!r}: {error}",
+                name,
             ) from error
     return parsed
 

@@ -88,10 +88,38 @@ def normalize_returns(returns, epsilon=1e-8):
     return (returns - returns.mean()) / (returns.std() + epsilon)
 
 
+def log_probabilities(logits, actions):
+    """Computes the logarithms of the probabilities of actions.
+
+        log(softmax(logits[t])[actions[t]])
+
+    Args:
+        logits: Float tensor `[T, num_actions]`.
+        actions: Integers `[T]`.
+
+    Returns:
+        A tensor `[T]` of the dtype of `logits`.
+
+    Raises:
+        ValueError: If an argument is not of the above rank, shape or dtype.
+        tf.errors.InvalidArgumentError: If an action is not in
+            `[0, num_actions)`.
+    """
+    logits = _logits(logits)
+    actions = tf.convert_to_tensor(actions)
+    if not actions.dtype.is_integer:
+        raise ValueError(
+            f"Expected `actions` to be integers. Received: {actions.dtype.name}"
+        )
+    _check_one_each("actions", actions, logits)
+    # The cross entropy with a single label is minus its log-probability.
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
+
+
 def policy_gradient_loss(logits, actions, returns):
     """Computes the loss whose gradient is that of REINFORCE.
 
-        - sum over t of returns[t] * log(softmax(logits[t])[actions[t]])
+        - sum over t of returns[t] * log_probabilities(logits, actions)[t]
 
     A sum, so that the losses of the parts of an episode add up to its own.
 
@@ -109,23 +137,10 @@ def policy_gradient_loss(logits, actions, returns):
             `[0, num_actions)`.
     """
     logits = _logits(logits)
-    actions = tf.convert_to_tensor(actions)
-    if not actions.dtype.is_integer:
-        raise ValueError(
-            f"Expected `actions` to be integers. Received: {actions.dtype.name}"
-        )
-    returns = tf.stop_gradient(tf.cast(returns, logits.dtype))
-    for name, tensor in (("actions", actions), ("returns", returns)):
-        if not tensor.shape.is_compatible_with(logits.shape[:1]):
-            raise ValueError(
-                f"Expected `{name}` of shape [T], one for each of the logits "
-                f"of shape {logits.shape}. Received: shape {tensor.shape}"
-            )
-    # The cross entropy with a single label is minus its log-probability.
-    return tf.reduce_sum(
-        returns
-        * tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
-    )
+    log_probs = log_probabilities(logits, actions)
+    returns = tf.stop_gradient(tf.cast(returns, log_probs.dtype))
+    _check_one_each("returns", returns, logits)
+    return -tf.reduce_sum(returns * log_probs)
 
 
 def entropy_bonus(logits):
@@ -280,7 +295,7 @@ class Reinforce:
 
     An iteration is an update, of episodes that are each played to their end
     with the weights of the update before. Besides settings and progress it
-    depends on what `state` returns and `write` writes, and on nothing else.
+    depends on what `state` returns and the learner writes, and on nothing else.
 
     Args:
         settings: `Settings`.
@@ -288,7 +303,7 @@ class Reinforce:
         network: Likewise.
 
     Attributes:
-        model: The policy, a plain Keras model. None until `build` is called.
+        learner: The policy: a `Learner`. None until `build` is called.
 
     Raises:
         ValueError: If there is no such game, or the environment is not one
@@ -302,7 +317,7 @@ class Reinforce:
         self._frame_shape, self._num_actions = environments.spaces(
             self._envs[0]
         )
-        self.model = None
+        self.learner = None
 
     def build(self):
         """Makes the policy and its optimizer, which takes seconds."""
@@ -314,19 +329,13 @@ class Reinforce:
             env.reset(seed=seed)
         self._rng = np.random.default_rng(seeds[0])
         self._sample = Sampler(self._rng)
-        self._learner = Learner(
+        self.learner = Learner(
             self._settings,
             self._frame_shape,
             self._num_actions,
             network=self._network,
             epsilon=_EPSILON,
         )
-        self.model = self._learner.model
-
-    @property
-    def stats(self):
-        """The `RunnerStats` of acting; None without reuse."""
-        return self._learner.evaluator.stats
 
     def iterate(self, progress, bar, stop):
         """Plays episodes and updates the weights, once.
@@ -352,7 +361,7 @@ class Reinforce:
             count = min(count, settings.episodes - progress.episodes)
         if settings.steps is not None:
             max_steps = settings.steps - progress.steps
-        self._learner.evaluator.begin()
+        self.learner.evaluator.begin()
         played = self._play(count, max_steps, progress, bar, stop)
         if stop.requested:
             return None
@@ -381,7 +390,7 @@ class Reinforce:
         slots = [_Slot(env) for env in self._envs[:count]]
         progress.environment_seconds += time.perf_counter() - begin
         begun = list(slots)
-        act, frames = self._learner.evaluator.act, ()
+        act, frames = self.learner.evaluator.act, ()
         played = 0
         while slots and played != max_steps and not stop.requested:
             left = None if max_steps is None else max_steps - played
@@ -430,7 +439,7 @@ class Reinforce:
         """
         episodes = [slot.episode for slot in played]
         order = [number for slot in played for number in slot.numbers]
-        learner = self._learner
+        learner = self.learner
         structure = learner.evaluator.end(order)
         if structure is not None:
             for episode in episodes:
@@ -473,18 +482,6 @@ class Reinforce:
         for env in self._envs:
             env.close()
 
-    def write(self, path):
-        """Writes the policy and the optimizer into a directory."""
-        self._learner.write(path)
-
-    def read(self, path):
-        """Reads what `write` has written.
-
-        Raises:
-            ValueError: If it is damaged. The error names the file.
-        """
-        self._learner.read(path)
-
 
 class _Slot:
     """An environment in which an episode is played."""
@@ -518,3 +515,11 @@ def _logits(logits):
             f"{logits.shape}"
         )
     return logits
+
+
+def _check_one_each(name, tensor, logits):
+    if not tensor.shape.is_compatible_with(logits.shape[:1]):
+        raise ValueError(
+            f"Expected `{name}` of shape [T], one for each of the logits "
+            f"of shape {logits.shape}. Received: shape {tensor.shape}"
+        )

@@ -137,12 +137,7 @@ class Settings:
     eval_episodes: int = 10
 
     def __post_init__(self):
-        _check(
-            self,
-            "algorithm",
-            " or ".join(DEFAULTS),
-            tuple(DEFAULTS).__contains__,
-        )
+        _check(self, "algorithm", *_one_of(*DEFAULTS))
         if isinstance(self.filters, list):
             object.__setattr__(self, "filters", tuple(self.filters))
         defaults = dict(DEFAULTS[self.algorithm])

@@ -7,6 +7,7 @@ import time
 
 from reuse_tf import process
 from reuse_tf.learning import curve, evaluation
+from reuse_tf.learning.evaluation import Evaluation
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
     COLUMNS,
@@ -20,7 +21,12 @@ from reuse_tf.learning.reinforce import Reinforce
 from reuse_tf.learning.settings import MAY_CHANGE, saved_settings
 from reuse_tf.playing.play import Summary, recomputed
 from reuse_tf.policies import run_directory
-from reuse_tf.policies.run_directory import STATE, RunDirectory
+from reuse_tf.policies.run_directory import (
+    EPISODES,
+    EVALUATIONS,
+    STATE,
+    RunDirectory,
+)
 
 # Classes with the methods and attributes of `Reinforce`.
 ALGORITHMS = {"reinforce": Reinforce, "ppo": PPO}
@@ -109,7 +115,11 @@ def train(settings, run_dir, make_env=None, network=None):
                 return
             with clock.paused():
                 scored = evaluation.evaluate(
-                    algorithm.model, settings, make_env, stop, progress
+                    algorithm.learner.model,
+                    settings,
+                    make_env,
+                    stop,
+                    progress,
                 )
             if scored is not None:  # or else when the run goes on
                 run.score(scored)
@@ -152,8 +162,8 @@ def train(settings, run_dir, make_env=None, network=None):
         ):
             raise KeyboardInterrupt
         curve.draw(run, settings, directory.path)
-    stats = algorithm.stats
-    return algorithm.model, TrainingSummary(
+    model, stats = algorithm.learner.model, algorithm.learner.evaluator.stats
+    return model, TrainingSummary(
         game=settings.game,
         steps=progress.steps,
         environment_seconds=progress.environment_seconds,
@@ -162,7 +172,7 @@ def train(settings, run_dir, make_env=None, network=None):
         evaluation_seconds=progress.evaluation_seconds,
         total_seconds=progress.total_seconds,
         returns=tuple(row.return_ for row in run.rows if row.end != "cut"),
-        recomputed=recomputed(algorithm.model, stats),
+        recomputed=recomputed(model, stats),
         stats=stats,
     )
 
@@ -206,11 +216,18 @@ class _Run:
         self._algorithm = algorithm
         self._directory = directory
         self.progress = Progress()
-        self.rows = parse_rows(directory.restore(self._read), directory.path)
+        self.rows = parse_rows(
+            Row, directory.restore(self._read), directory.path, EPISODES
+        )
         # Those after the checkpoint are to come again.
         self.evaluations = [
             scored
-            for scored in directory.evaluations(evaluation.parse)
+            for scored in parse_rows(
+                Evaluation,
+                directory.evaluations(),
+                directory.path,
+                EVALUATIONS,
+            )
             if scored.update <= self.progress.updates
         ]
         # As of the last update, to which an iteration that is stopped goes
@@ -254,7 +271,7 @@ class _Run:
         best = max((e.mean for e in self.evaluations), default=-math.inf)
         # Whose row there is has its policy.
         if scored.mean >= best:
-            self._directory.write_best(self._algorithm.model)
+            self._directory.write_best(self._algorithm.learner.model)
         self.evaluations.append(scored)
         self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
 
@@ -262,7 +279,8 @@ class _Run:
         """Writes a checkpoint of the last update, if there is none."""
         updates = self.progress.updates
         if self.saved_updates != updates:
-            self._directory.save(updates, self._state, self._algorithm.write)
+            write = self._algorithm.learner.write
+            self._directory.save(updates, self._state, write)
             self.saved_updates = updates
 
     def _current_state(self):
@@ -270,7 +288,7 @@ class _Run:
         return {"progress": progress, **self._algorithm.state()}
 
     def _read(self, path, state):
-        self._algorithm.read(path)
+        self._algorithm.learner.read(path)
         with run_directory.reading(path / STATE):
             self.progress = Progress(**state["progress"])
             self._algorithm.restore(state)

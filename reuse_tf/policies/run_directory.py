@@ -31,8 +31,8 @@ POLICY = "policy.keras"
 CURVE = "learning_curve.png"
 STATE = "state.json"
 _SETTINGS = "flags.json"
-_EPISODES = "episodes.csv"
-_EVALUATIONS = "evaluations.csv"
+EPISODES = "episodes.csv"
+EVALUATIONS = "evaluations.csv"
 BEST = "best.keras"
 _PREFIX = "checkpoint-"
 _TEMPORARY = files.TEMPORARY
@@ -99,7 +99,7 @@ def damaged_settings(path, error):
     )
 
 
-def damaged_rows(path, error, name=_EPISODES):
+def damaged_rows(path, error, name=EPISODES):
     """Returns the `ValueError` of a run with a table that is damaged."""
     file = pathlib.Path(path) / name
     return ValueError(f"{str(file)!r} is damaged: {error}. {_ADVICE}")
@@ -199,7 +199,7 @@ class RunDirectory:
         content = (json.dumps(self._settings, indent=2) + "\n").encode()
         files.write(self.path / _SETTINGS, content)
         checkpoints = _checkpoints(self.path)
-        file = self.path / _EPISODES
+        file = self.path / EPISODES
         rows = []
         if checkpoints:
             rows = self._rows(_read_newest(checkpoints, read))
@@ -212,7 +212,7 @@ class RunDirectory:
     def _leftovers(self):
         """What was being written when the process was killed."""
         for name in (
-            *(_SETTINGS, _EPISODES, _EVALUATIONS),
+            *(_SETTINGS, EPISODES, EVALUATIONS),
             *(BEST, CURVE, _PREFIX),
         ):
             yield from self.path.glob(f"{name}*{_TEMPORARY}")
@@ -220,7 +220,7 @@ class RunDirectory:
     def _rows(self, count):
         """Reads so many rows of `episodes.csv`, however its lines end."""
         try:
-            text = (self.path / _EPISODES).read_text("utf-8")
+            text = (self.path / EPISODES).read_text("utf-8")
             lines = [line for line in text.splitlines() if line.strip()]
             columns, *rows = csv.reader(lines[: count + 1])
         except (OSError, ValueError, csv.Error) as error:
@@ -246,30 +246,26 @@ class RunDirectory:
         csv.writer(self._episodes).writerows(rows)
         self._episodes.flush()
 
-    def evaluations(self, parse):
-        """Returns what a function makes of the rows of `evaluations.csv`.
-
-        Args:
-            parse: A function of rows, lists of strings, that raises a
-                `ValueError` if they are not as they should be.
+    def evaluations(self):
+        """Returns the rows of `evaluations.csv`, as lists of strings.
 
         Raises:
-            ValueError: If they are damaged.
+            ValueError: If it is damaged.
         """
         try:
-            text = (self.path / _EVALUATIONS).read_text("utf-8")
+            text = (self.path / EVALUATIONS).read_text("utf-8")
             _, *rows = csv.reader(text.splitlines())
-            return parse(rows)
         except FileNotFoundError:
             return []
         except (ValueError, csv.Error) as error:
             raise damaged_rows(
-                self.path, files.explain(error), _EVALUATIONS
+                self.path, files.explain(error), EVALUATIONS
             ) from error
+        return rows
 
     def write_evaluations(self, columns, rows):
         """Writes `evaluations.csv` anew."""
-        files.write(self.path / _EVALUATIONS, _csv([columns, *rows]))
+        files.write(self.path / EVALUATIONS, _csv([columns, *rows]))
 
     def write_best(self, model):
         """Writes the policy that has scored best."""
