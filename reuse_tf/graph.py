@@ -52,6 +52,9 @@ class Node:
         functions: What is applied to its rows, one after the other.
         number: Its place in the list.
         per_frame: Whether it has a value for each frame that is its own.
+        threshold: When stepping, rows of which no value moved by more than
+            this since they were last handed on are not handed on. Of the
+            frames, the values are those that come in.
     """
 
     kind: str
@@ -65,6 +68,7 @@ class Node:
     functions: list = dataclasses.field(default_factory=list)
     number: int = -1
     per_frame: bool = False
+    threshold: float = 0.0
 
     @property
     def whole(self):
@@ -430,8 +434,8 @@ def _add_conv(
 def _conv2d(call):
     layer, value = call.layer, call.map()
     _check_weights(layer)
-    threshold = getattr(layer, "threshold", 0)
-    _require(not threshold, f"of its threshold {threshold}")
+    if getattr(layer, "threshold", 0):
+        value = _limited(call, value, layer.threshold)
     output = _add_conv(
         call,
         value,
@@ -442,6 +446,14 @@ def _conv2d(call):
         layer.groups,
     )
     return _with_activation(call, output, layer.activation)
+
+
+def _limited(call, value, threshold):
+    """A copy of a map, as others may look at it too, with a threshold."""
+    copy = _moved(call, value, [0, 0, 0, 0], value.shape)
+    copy.node.layer = value.node.layer
+    copy.node.threshold = threshold
+    return copy
 
 
 def _depthwise_conv2d(call):
@@ -1046,7 +1058,7 @@ def compile_model(model, shape):
             "Expected the outputs of `model` to depend on its input"
         )
     draft = _Draft(nodes, outputs, trace)
-    for simplify in _fold_padding, _fold_functions:
+    for simplify in _fold_padding, _fold_functions, _fold_thresholds:
         simplify(draft)
     return Graph(draft, model)
 
@@ -1229,6 +1241,7 @@ def _fold_padding(draft):
         if (
             isinstance(pad.layer, keras.layers.ZeroPadding2D)
             and pad.kind == "pool"
+            and not pad.threshold
             and count[id(pad)] == 1
         ):
             node.window = (*node.window[:-1], pad.window[-1])
@@ -1255,6 +1268,21 @@ def _fold_functions(draft):
             node.words = ("sum",)
             node.window = _IDENTITY_WINDOW
             node.call = functools.partial(ops.patch_pool, kind="sum")
+    draft.replace(instead)
+
+
+def _fold_thresholds(draft):
+    """What a copy with a threshold is of needs none, if nobody else looks."""
+    count = draft.consumers()
+    instead = {}
+    for node in draft.nodes:
+        if not node.threshold:
+            continue
+        before = node.inputs[0]
+        raw = before.kind != "frames" or not before.functions
+        if count[id(before)] == 1 and not before.threshold and raw:
+            before.threshold = node.threshold
+            instead[id(node)] = before
     draft.replace(instead)
 
 
@@ -1315,14 +1343,26 @@ class Graph:
         # Those that are counted, and what they are called.
         self.counted = [n for n in nodes if n.kind not in ("frames", "weights")]
         self.names = _unique([node.layer.name for node in self.counted])
+        # The maps whose rows are handed on, "frames" being what comes in.
+        self.maps = {
+            **dict(zip(self.names, self.counted, strict=True)),
+            "frames": nodes[0],
+        }
+
+    @property
+    def has_thresholds(self):
+        return any(node.threshold for node in self.nodes)
 
     @staticmethod
     def _distinct(nodes, condition):
         found = {node.number: node for node in nodes if condition(node)}
         return [found[number] for number in sorted(found)]
 
-    def lines(self, dtype):
-        """The nodes as the ops read them, for frames of a dtype."""
+    def lines(self, dtype, thresholds=False):
+        """The nodes as the ops read them, for frames of a dtype.
+
+        With `thresholds` or, as if all were 0, without them.
+        """
         lines = []
 
         def add(*words):
@@ -1342,6 +1382,8 @@ class Graph:
                 add(node.kind, inputs, *window, *words)
             for function in node.functions:
                 add(*function.words)
+            if thresholds and node.threshold:
+                add("threshold", node.threshold)
         for value in self.outputs:
             add("output", value.node.number)
         return lines

@@ -16,7 +16,8 @@ class LayerStats(NamedTuple):
 
     Attributes:
         positions: Positions of all frames.
-        changed: Positions whose patch was not that of the frame before.
+        changed: Positions whose patch was not that of the frame before; with
+            a threshold, those whose row was handed on.
         new_rows: Rows that were computed: for content reuse, patches never
             seen before; of the dense sum, its leaves that had to be updated.
         multiply_adds: Multiply-adds made.
@@ -169,6 +170,22 @@ class Runner:
             those layers in which it does not pay, as with the noise of a
             camera. Vectors that are merged into a map, as in
             squeeze-and-excite, have temporal reuse behind them.
+        threshold: For noisy cameras: how far values may move before they
+            count as changed. A number, not negative, is of the values of
+            frames: 4 of uint8 frames lets pixels be off by 4. A dict has a
+            number by map: `"frames"`, and the names of `stats.layers`, whose
+            rows are meant as they are handed on, behind the functions of
+            single rows (normalizations, activations) that follow the layer.
+            Where no value of a row moved by more than this since it was last
+            handed on, the layers behind it go on with what they have. So what
+            a layer computes is never off by more than its own threshold, for
+            what was handed on to it, however slowly a scene drifts, and
+            nothing accumulates; a NaN always counts as changed. All reuse is
+            temporal then. Outputs may depend on the frames before; with 0,
+            the default, they are exact. The `threshold` of an incremental
+            layer, of what it is given, is kept likewise; that of a dict goes
+            before it. Of `step` alone: everything else is exact.
+            `find_thresholds` finds them.
         max_rows: The most rows that each layer's table holds under content
             reuse. When one is full, all are cleared. By default, all tables
             of a model together stay within some 400 MB.
@@ -190,7 +207,7 @@ class Runner:
     >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
-    def __init__(self, model, reuse="auto", max_rows=None):
+    def __init__(self, model, reuse="auto", max_rows=None, threshold=0.0):
         if reuse not in ("auto", "content", "temporal"):
             raise ValueError(
                 "Expected `reuse` to be 'auto', 'content' or 'temporal'. "
@@ -219,6 +236,7 @@ class Runner:
             )
         self.model = model
         self.reuse = reuse
+        self.threshold = _checked(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
         self._fitted = None
@@ -230,7 +248,8 @@ class Runner:
 
     def __reduce__(self):
         """A copy, or what is read from a pickle, is a new runner."""
-        return Runner, (self.model, self.reuse, self._max_rows or None)
+        arguments = self.model, self.reuse, self._max_rows or None
+        return Runner, (*arguments, self.threshold)
 
     def step(self, frames, copy=True):
         """Computes the outputs for the next frame of each stream.
@@ -335,10 +354,27 @@ class Runner:
                 f"{('N', *shape)}"
             )
         # Before what is known is given up: a layer may not fit.
-        fitted = _Fitted(compile_model(self.model, shape))
+        fitted = _Fitted(self._graph(shape))
         self._fitted = fitted
         self._last = self._recorded = self._kept = None
         return fitted
+
+    def _graph(self, shape):
+        """The model's graph, with the thresholds of its maps."""
+        graph = compile_model(self.model, shape)
+        for name, threshold in self.threshold.items():
+            if name not in graph.maps:
+                raise ValueError(
+                    "Expected `threshold` to name maps among "
+                    f"{', '.join(graph.maps)}. Received: {name!r}"
+                )
+            graph.maps[name].threshold = threshold
+        if self.reuse == "content" and graph.has_thresholds:
+            raise ValueError(
+                "Expected `reuse` to be 'temporal' or 'auto' where there are "
+                "thresholds. Received: reuse='content'"
+            )
+        return graph
 
     def __call__(self, frames):
         """Computes the outputs for whole videos; differentiable.
@@ -539,9 +575,9 @@ class Runner:
                 fitted,
                 kind,
                 *ops.new_runner_state(
-                    fitted.graph.lines(kind),
+                    fitted.graph.lines(kind, thresholds=True),
                     [v.value.handle for v in fitted.graph.variables],
-                    self.reuse,
+                    "temporal" if fitted.graph.has_thresholds else self.reuse,
                     self._max_rows,
                 ),
             )
@@ -550,6 +586,27 @@ class Runner:
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state
         self._last = state
         return state
+
+
+def _checked(threshold):
+    """Thresholds by name, as a dict of floats."""
+    by_name = (
+        threshold if isinstance(threshold, dict) else {"frames": threshold}
+    )
+    checked = {}
+    for name, value in by_name.items():
+        try:
+            checked[name] = float(value)
+        except (TypeError, ValueError):
+            checked[name] = np.nan
+        if not 0 <= checked[name] < np.inf:
+            raise ValueError(
+                "Expected `threshold` to be a finite number that is not "
+                "negative, or a dict of such by the names of maps. Received: "
+                f"{name!r}: {value!r}"
+            )
+    # A default sets none: a layer may have its own.
+    return checked if threshold is by_name or any(checked.values()) else {}
 
 
 def _structure(parts, graph, dtype):

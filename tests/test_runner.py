@@ -864,9 +864,6 @@ UNSUPPORTED = {
     "dense activation": lambda: model_of(
         L.Flatten(), L.Dense(2, activation="sparsemax", name="bad")
     ),
-    "threshold": ended(
-        reuse_tf.IncrementalConv2D(2, 3, threshold=0.1, name="bad")
-    ),
     "float16": ended(L.Conv2D(2, 3, dtype="mixed_float16", name="bad")),
     "float64": ended(L.Conv2D(2, 3, dtype="float64", name="bad")),
     "axis": ended(L.BatchNormalization(axis=1, name="bad")),

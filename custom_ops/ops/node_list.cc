@@ -116,7 +116,7 @@ class Parser {
       return;
     }
     line->Require(graph_->outputs.empty());
-    if (ParseFunction(kind, line)) return;
+    if (ParseFunction(kind, line) || ParseThreshold(kind, line)) return;
     AddNode();
     node_ = Node();
     line->Require((kind == "frames") == graph_->nodes.empty());
@@ -364,6 +364,15 @@ class Parser {
     }
     line->Require(pending_ && node_.kind != Node::kWeights);
     if (line->good_so_far()) node_.functions.push_back(function);
+    return true;
+  }
+
+  // Whether the line is the threshold of the node before it.
+  bool ParseThreshold(const std::string& kind, Line* line) {
+    if (kind != "threshold") return false;
+    node_.threshold = line->Float();
+    line->Require(pending_ && node_.kind != Node::kWeights &&
+                  node_.threshold > 0);
     return true;
   }
 

@@ -37,6 +37,10 @@ namespace reuse_tf {
 //   scale GAMMA BETA
 //   prelu
 //
+// and, where not all that changes is handed on (Node::threshold):
+//
+//   threshold VALUE                                   above 0
+//
 // At the end, for each output:
 //
 //   output NODE

@@ -66,6 +66,10 @@ struct Node {
   // them is.
   std::array<int64_t, 3> order = {0, 1, 2};
   std::vector<RowFunction> functions;
+  // When stepping, a row none of whose values moved by more than this since it
+  // was last handed on is not handed on to the nodes behind it. Of the frames,
+  // the values are those that come in.
+  float threshold = 0;
   // Has a value for each frame that no other frame shares: it, or all before
   // it back to such a one, looks at a whole map.
   bool per_frame = false;
@@ -114,6 +118,11 @@ struct Graph {
             ? from.pixels() * from.channels
             : node.window.taps() * from.channels / node.groups;
     return depth * node.channels;
+  }
+
+  bool HasThresholds() const {
+    return std::any_of(nodes.begin(), nodes.end(),
+                       [](const Node& node) { return node.threshold > 0; });
   }
 
   // The number of values of each weight.

@@ -147,13 +147,14 @@ Network::Network(const Graph& graph, const Options& options)
       max_rows_(MaxRows(graph, options.max_rows)),
       structure_(graph, max_rows_, MaxTiles(graph, options.tile_bytes),
                  options.hash_mask),
+      in_turns_(graph.HasThresholds()),
       content_rows_(graph.nodes.size()),
       temporal_rows_(graph.nodes.size()),
       weights_(graph.nodes.size()),
       recent_(graph.nodes.size()) {
   for (const Node& node : graph_.nodes) {
     bool temporal = node.per_frame || node.kind == Node::kWeights ||
-                    options.reuse == Choice::kTemporal;
+                    options.reuse == Choice::kTemporal || in_turns_;
     for (const int32_t i : node.inputs) {
       temporal |= graph_.nodes[i].kind != Node::kWeights &&
                   start_[i] == Reuse::kTemporal;
@@ -294,46 +295,93 @@ void Network::TryStep(const uint8_t* frames, int64_t streams,
                       const ParallelFor& parallel, float* const* outputs,
                       bool kept) {
   AdaptReuse();
-  const double begin = Seconds();
   if (recording_ == Recording::kAsked) StartRecording();
-  StepStructure(frames, streams, parallel);
-  for (EpisodeRecorder& recorder : recorders_) {
-    if (recorder.Add(structure_)) continue;
-    recorders_.clear();
-    break;
+  const double begin = Seconds();
+  double structured = 0, whole = 0;  // seconds
+  // What a node does with its part of the structure done.
+  const auto compute = [&](size_t i) {
+    if (!graph_.nodes[i].whole()) {
+      ComputeRows(i, parallel);
+      return;
+    }
+    const double start = Seconds();
+    ComputeWhole(i, streams, parallel);
+    whole += Seconds() - start;
+  };
+  if (in_turns_) {
+    // What is handed on to a map depends on the rows of those before it.
+    structure_.Begin(frames, streams, parallel);
+    ResizeRows(streams);
+    ComputePixels();
+    for (size_t i = 1; i < graph_.nodes.size(); ++i) {
+      const double start = Seconds();
+      structure_.Update(i);
+      structured += Seconds() - start;
+      const bool limited = graph_.nodes[i].threshold > 0;
+      if (limited) KeepRows(i);
+      compute(i);
+      if (limited) HandOn(i, parallel);
+    }
+    structure_.End();
+  } else {
+    StepStructure(frames, streams, parallel);
+    for (EpisodeRecorder& recorder : recorders_) {
+      if (recorder.Add(structure_)) continue;
+      recorders_.clear();
+      break;
+    }
+    structured = Seconds() - begin;
+    ResizeRows(streams);
+    ComputePixels();
+    for (size_t i = 1; i < graph_.nodes.size(); ++i) compute(i);
   }
-  const double structured = Seconds();
+  const double computed = Seconds();
+  for (size_t i = 0; i < graph_.outputs.size(); ++i) {
+    WriteOutput(graph_.outputs[i], streams, outputs[i], kept);
+  }
+  stats_.structure_seconds += structured;
+  stats_.rows_seconds += computed - begin - structured - whole;
+  stats_.dense_seconds += whole + Seconds() - computed;
+  CountStep();
+}
+
+void Network::ResizeRows(int64_t streams) {
   const auto& maps = structure_.maps();
   for (size_t i = 0; i < maps.size(); ++i) {
     if (maps[i].content() || graph_.nodes[i].kind == Node::kWeights) continue;
     temporal_rows_[i].resize(
         Product({streams, maps[i].pixels(), graph_.nodes[i].channels}));
   }
-  double whole = 0;
-  ComputePixels();
-  auto sum = sums_.begin();
-  for (size_t i = 1; i < maps.size(); ++i) {
-    const Node& node = graph_.nodes[i];
-    if (!node.whole()) {
-      ComputeRows(i, parallel);
-      continue;
-    }
-    const double start = Seconds();
-    if (node.kind == Node::kDense || node.kind == Node::kGlobal) {
-      ComputeSum(&*sum++, streams, parallel);
-    } else {
-      ComputeMap(i);
-    }
-    whole += Seconds() - start;
+}
+
+void Network::KeepRows(size_t index) {
+  const auto& positions = structure_.maps()[index].positions;
+  const int64_t channels = graph_.nodes[index].channels;
+  kept_rows_.resize(positions.size() * channels);
+  float* to = kept_rows_.data();
+  for (const int32_t at : positions) {
+    std::copy_n(temporal_rows_[index].data() + at * channels, channels, to);
+    to += channels;
   }
-  const double computed = Seconds();
-  for (size_t i = 0; i < graph_.outputs.size(); ++i) {
-    WriteOutput(graph_.outputs[i], streams, outputs[i], kept);
-  }
-  stats_.structure_seconds += structured - begin;
-  stats_.rows_seconds += computed - structured - whole;
-  stats_.dense_seconds += whole + Seconds() - computed;
-  CountStep();
+}
+
+void Network::HandOn(size_t index, const ParallelFor& parallel) {
+  const Structure::Map& map = structure_.maps()[index];
+  const int64_t channels = graph_.nodes[index].channels;
+  const int64_t pixels = map.pixels();
+  const float threshold = graph_.nodes[index].threshold;
+  moved_.resize(map.positions.size());
+  parallel(moved_.size(), 8 + channels / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t at = map.positions[i];
+      const float* kept = kept_rows_.data() + i * channels;
+      float* row = temporal_rows_[index].data() + at * channels;
+      moved_[i] = structure_.fresh(at / pixels) ||
+                  Differ(row, kept, channels, threshold);
+      if (!moved_[i]) std::copy_n(kept, channels, row);
+    }
+  });
+  structure_.HandOn(index, moved_);
 }
 
 void Network::StartRecording() {
@@ -454,6 +502,18 @@ void Network::ComputeRows(size_t index, const ParallelFor& parallel) {
           weights.ops.Apply(row, channels);
         }
       });
+}
+
+void Network::ComputeWhole(size_t index, int64_t streams,
+                           const ParallelFor& parallel) {
+  const auto sum = std::find_if(
+      sums_.begin(), sums_.end(),
+      [=](const Sum& sum) { return sum.node == static_cast<int32_t>(index); });
+  if (sum != sums_.end()) {
+    ComputeSum(&*sum, streams, parallel);
+  } else {
+    ComputeMap(index);
+  }
 }
 
 // A map that is made of a whole map, stream by stream.

@@ -57,7 +57,9 @@ class Network {
   // many streams, and only what changed is written.
   //
   // The result for a frame has the same bits whatever was stepped before or
-  // beside it, and whichever kinds of reuse computed it. Whatever throws
+  // beside it, and whichever kinds of reuse computed it; but where nodes have
+  // thresholds, all maps are of temporal reuse, and what the nodes compute is
+  // off, value for value, by no more than these. Whatever throws
   // (std::bad_alloc, if it is not a body of `parallel`), the next step is right
   // again: all that was known is forgotten.
   void Step(const void* frames, int64_t streams, const ParallelFor& parallel,
@@ -137,8 +139,14 @@ class Network {
                const ParallelFor& parallel, float* const* outputs, bool kept);
   void StepStructure(const uint8_t* frames, int64_t streams,
                      const ParallelFor& parallel);
+  void ResizeRows(int64_t streams);
+  // Of a node with a threshold: keeps the rows that are to be computed, and
+  // takes those back that moved by no more than it.
+  void KeepRows(size_t node);
+  void HandOn(size_t node, const ParallelFor& parallel);
   void ComputePixels();
   void ComputeRows(size_t node, const ParallelFor& parallel);
+  void ComputeWhole(size_t node, int64_t streams, const ParallelFor& parallel);
   void ComputeMap(size_t node);
   void ComputeSum(Sum* sum, int64_t streams, const ParallelFor& parallel);
   void ComputePairs(Sum* sum, const ParallelFor& parallel);
@@ -168,7 +176,8 @@ class Network {
   // The kinds of reuse at the start, and now. Maps of one value a frame, and
   // those behind them, are of temporal reuse whatever is asked for.
   std::vector<Reuse> start_, reuse_;
-  bool whole_ = false;  // if not, Restart was left, or a step
+  const bool in_turns_;  // if some nodes have a threshold
+  bool whole_ = false;   // if not, Restart was left, or a step
   // Rows of each map, by the kind of reuse.
   std::vector<LazyBuffer<float>> content_rows_;
   std::vector<std::vector<float>> temporal_rows_;
@@ -176,6 +185,8 @@ class Network {
   std::vector<Weights> weights_;  // by node
   std::vector<Sum> sums_;
   std::vector<uint64_t> changed_tiles_;  // bits of [streams, tiles]
+  std::vector<float> kept_rows_;
+  std::vector<uint8_t> moved_;  // see Structure::HandOn
 
   enum class Recording { kNone, kAsked, kRunning };
   Recording recording_ = Recording::kNone;

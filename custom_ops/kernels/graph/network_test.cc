@@ -225,6 +225,47 @@ std::vector<float> OfWhole(const Graph& graph, const Node& node,
   return out;
 }
 
+// The map of a node [pixels, channels] in one frame, by the definitions, given
+// those of the nodes before it. Takes the node's weights from `next` on.
+std::vector<float> MapOf(const Graph& graph, const Node& node,
+                         const std::vector<std::vector<float>>& maps,
+                         const float* frame, Weights::const_iterator* next) {
+  const bool multiplies = node.kind == Node::kConv || node.kind == Node::kDense;
+  const float* kernel = multiplies ? (*next)++->data() : nullptr;
+  const float* bias = node.use_bias ? (*next)++->data() : nullptr;
+  std::vector<float> turned;
+  if (node.transposed) {
+    const int64_t taps = node.taps(), depth = graph.input(node).channels;
+    for (int64_t t = taps - 1; t >= 0; --t) {
+      for (int64_t c = 0; c < depth; ++c) {
+        for (int64_t f = 0; f < node.channels; ++f) {
+          turned.push_back(kernel[(t * node.channels + f) * depth + c]);
+        }
+      }
+    }
+    kernel = turned.data();
+  }
+  std::vector<float> rows;
+  if (node.kind == Node::kFrames) {
+    rows.assign(frame, frame + node.pixels() * node.channels);
+  } else if (node.kind == Node::kWeights) {
+    rows = *(*next)++;
+  } else if (node.whole()) {
+    rows = OfWhole(graph, node, maps[node.inputs[0]], kernel, bias);
+  } else {
+    const auto patches = AllPatches(graph, node, 1);
+    for (int64_t at = 0; at < node.pixels(); ++at) {
+      const auto row = AtPosition(
+          graph, node, maps, patches.data() + at * node.taps(), kernel, bias);
+      rows.insert(rows.end(), row.begin(), row.end());
+    }
+  }
+  for (const RowFunction& f : node.functions) {
+    Apply(f, node.channels, next, &rows);
+  }
+  return rows;
+}
+
 // The outputs for one frame [pixels, channels], behind each other, by the
 // definitions.
 std::vector<float> Reference(const Graph& graph, const Weights& weights,
@@ -232,41 +273,7 @@ std::vector<float> Reference(const Graph& graph, const Weights& weights,
   auto next = weights.begin();
   std::vector<std::vector<float>> maps;
   for (const Node& node : graph.nodes) {
-    const bool multiplies =
-        node.kind == Node::kConv || node.kind == Node::kDense;
-    const float* kernel = multiplies ? (next++)->data() : nullptr;
-    const float* bias = node.use_bias ? (next++)->data() : nullptr;
-    std::vector<float> turned;
-    if (node.transposed) {
-      const int64_t taps = node.taps(), depth = graph.input(node).channels;
-      for (int64_t t = taps - 1; t >= 0; --t) {
-        for (int64_t c = 0; c < depth; ++c) {
-          for (int64_t f = 0; f < node.channels; ++f) {
-            turned.push_back(kernel[(t * node.channels + f) * depth + c]);
-          }
-        }
-      }
-      kernel = turned.data();
-    }
-    std::vector<float> rows;
-    if (node.kind == Node::kFrames) {
-      rows.assign(frame, frame + node.pixels() * node.channels);
-    } else if (node.kind == Node::kWeights) {
-      rows = *next++;
-    } else if (node.whole()) {
-      rows = OfWhole(graph, node, maps[node.inputs[0]], kernel, bias);
-    } else {
-      const auto patches = AllPatches(graph, node, 1);
-      for (int64_t at = 0; at < node.pixels(); ++at) {
-        const auto row = AtPosition(
-            graph, node, maps, patches.data() + at * node.taps(), kernel, bias);
-        rows.insert(rows.end(), row.begin(), row.end());
-      }
-    }
-    for (const RowFunction& f : node.functions) {
-      Apply(f, node.channels, &next, &rows);
-    }
-    maps.push_back(rows);
+    maps.push_back(MapOf(graph, node, maps, frame, &next));
   }
   std::vector<float> outputs;
   for (const int32_t i : graph.outputs) {
@@ -305,11 +312,11 @@ std::vector<float> Step(Network* network, const Graph& graph,
   return all;
 }
 
-bool Near(float got, float want) {
+bool Near(float got, float want, float apart = 0) {
   if (std::isnan(want) || std::isinf(want)) {
     return std::isnan(got) || std::isinf(got);
   }
-  return std::fabs(got - want) <= 1e-3 * (1 + std::fabs(want));
+  return std::fabs(got - want) <= apart + 1e-3 * (1 + std::fabs(want));
 }
 
 using Choice = Network::Choice;
@@ -404,6 +411,96 @@ void TestNetworks(int cases) {
           CHECK(map.multiply_adds <= map.dense_multiply_adds);
         }
       }
+    }
+  }
+}
+
+// Rows [pixels, channels] of a node in one frame, that were handed on, beside
+// what they would be without its threshold, and those of the frame before, if
+// there was one.
+void CheckHandedOn(const Node& node, const std::vector<float>& rows,
+                   const std::vector<float>& exact,
+                   const std::vector<float>& before) {
+  for (size_t i = 0; i < rows.size(); i += node.channels) {
+    bool far = false, close = true, moved = before.empty(), is_exact = true;
+    for (int64_t c = 0; c < node.channels; ++c) {
+      CHECK(Near(rows[i + c], exact[i + c], node.threshold));
+      is_exact &= Near(rows[i + c], exact[i + c]);
+      if (before.empty()) continue;
+      far |= !Near(before[i + c], exact[i + c], node.threshold);
+      const double apart = std::fabs(before[i + c] - exact[i + c]);
+      close &= apart + 1e-3 * (1 + std::fabs(exact[i + c])) < node.threshold;
+      moved |= !SameBits(&rows[i + c], &before[i + c], 1);
+    }
+    // Either kept, bit for bit, or as it is; and kept unless it went too far.
+    CHECK(is_exact || !moved);
+    CHECK(before.empty() || !close || !moved);
+    CHECK(!far || is_exact);
+    CHECK(node.threshold > 0 || is_exact);
+  }
+}
+
+// Of every node, what is handed on is off by no more than the threshold from
+// what follows from what was handed on to it, whatever was before.
+void TestThresholds(int cases) {
+  Random random(8);
+  for (int i = 0; i < cases; ++i) {
+    Graph graph = RandomGraph(&random, Kinds::kAll).WithOutputs();
+    graph.outputs.clear();
+    for (size_t k = 0; k < graph.nodes.size(); ++k) {
+      Node& node = graph.nodes[k];
+      if (node.kind == Node::kWeights) continue;
+      graph.outputs.push_back(static_cast<int32_t>(k));
+      if (random.Chance(60)) node.threshold = random.Pick({0.1f, 0.5f, 1.5f});
+    }
+    graph.nodes.back().threshold = 0.5f;
+    Weights weights = RandomWeights(graph, &random);
+    Network one(graph, Options(Choice::kAuto));
+    Network other(graph, Options(Choice::kTemporal));
+    for (Network* n : {&one, &other}) n->SetWeights(Pointers(weights), true);
+    Video video(graph.frame, random.Int(1, 3), i);
+    std::vector<std::vector<float>> kept;
+    // By stream and node; none if nothing is known.
+    std::vector<std::vector<std::vector<float>>> before;
+    for (int step = 0; step < 12; ++step, video.Next()) {
+      const int64_t streams = video.streams(), event = random.Int(0, 9);
+      const std::vector<std::vector<float>> unknown(graph.nodes.size());
+      before.resize(streams, unknown);
+      if (event == 0) {
+        weights = RandomWeights(graph, &random);
+        for (Network* n : {&one, &other}) {
+          n->SetWeights(Pointers(weights), true);
+        }
+        before.assign(streams, unknown);
+      } else if (event == 1) {
+        const int64_t stream = random.Int(0, streams - 1);
+        for (Network* n : {&one, &other}) n->Reset(stream);
+        before[stream] = unknown;
+      }
+      const auto got = Step(&one, graph, video.data(), streams, Serial, &kept);
+      CHECK(SameBits(Step(&other, graph, video.data(), streams, Threads(step)),
+                     got));
+      const int64_t size = graph.frame.pixels() * graph.frame.channels;
+      auto value = got.begin();
+      for (int64_t n = 0; n < streams; ++n) {
+        auto next = weights.cbegin();
+        std::vector<std::vector<float>> maps;
+        for (const Node& node : graph.nodes) {
+          auto exact =
+              MapOf(graph, node, maps, video.values().data() + n * size, &next);
+          if (node.kind == Node::kWeights) {
+            maps.push_back(exact);
+            continue;
+          }
+          maps.emplace_back(value, value + exact.size());
+          value += exact.size();
+          // Of frames, the threshold is of what comes in.
+          if (node.kind == Node::kFrames && !node.functions.empty()) continue;
+          CheckHandedOn(node, maps.back(), exact, before[n][maps.size() - 1]);
+        }
+        before[n] = maps;
+      }
+      CHECK(one.reuse(0) == Reuse::kTemporal && one.stats().clears == 0);
     }
   }
 }
@@ -667,6 +764,7 @@ void TestAnythingOutOfMemory() {
 
 int Main() {
   TestNetworks(80);
+  TestThresholds(60);
   TestCollisionsChangeNothing();
   TestThreads();
   TestAdaptation();

@@ -103,8 +103,7 @@ void Structure::MakeTemporal(int64_t index) {
   }
 }
 
-bool Structure::Step(const uint8_t* frames, int64_t streams,
-                     const ParallelFor& parallel) {
+void Structure::SetStreams(int64_t streams) {
   if (streams != this->streams()) {
     const FrameShape& frame = graph_.frame;
     seen_.resize(Product({streams, frame.pixels(), frame.pixel_size()}));
@@ -115,6 +114,11 @@ bool Structure::Step(const uint8_t* frames, int64_t streams,
     fresh_.resize(streams, true);
   }
   had_fresh_ = std::find(fresh_.begin(), fresh_.end(), true) != fresh_.end();
+}
+
+bool Structure::Step(const uint8_t* frames, int64_t streams,
+                     const ParallelFor& parallel) {
+  SetStreams(streams);
   if (!UpdatePixels(frames, parallel)) {
     full_ = 0;
     return false;
@@ -133,6 +137,39 @@ bool Structure::Step(const uint8_t* frames, int64_t streams,
   }
   frames_ += streams;
   return true;
+}
+
+void Structure::Begin(const uint8_t* frames, int64_t streams,
+                      const ParallelFor& parallel) {
+  SetStreams(streams);
+  UpdatePixels(frames, parallel);
+}
+
+void Structure::Update(int64_t index) {
+  Map& map = maps_[index];
+  UpdateMap(index);
+  map.any_wanted = false;
+  WantStale(&map);
+  Refresh(index);
+}
+
+void Structure::HandOn(int64_t index, const std::vector<uint8_t>& moved) {
+  Map& map = maps_[index];
+  map.changed.Clear();
+  size_t count = 0;
+  for (size_t i = 0; i < map.positions.size(); ++i) {
+    if (!moved[i]) continue;
+    const int32_t at = map.positions[i];
+    map.positions[count++] = at;
+    map.changed.Set(at / map.width, at % map.width);
+  }
+  map.positions.resize(count);
+  map.any_changed = count > 0;
+}
+
+void Structure::End() {
+  fresh_.assign(streams(), false);
+  frames_ += streams();
 }
 
 bool Structure::changed(int64_t index, int64_t stream) const {
@@ -232,10 +269,7 @@ void Structure::Want() {
     // A row shows what was last computed of it.
     const bool all = !map.content() || graph_.nodes[i].per_frame;
     if (all && map.any_stale) {
-      map.wanted = map.stale;
-      map.stale.Clear();
-      map.any_stale = false;
-      map.any_wanted = true;
+      WantStale(&map);
     } else if (map.any_wanted) {
       map.wanted.Intersect(map.stale);
       map.stale.Remove(map.wanted);
@@ -244,6 +278,14 @@ void Structure::Want() {
     }
     if (map.any_wanted) WantInputs(i);
   }
+}
+
+void Structure::WantStale(Map* map) {
+  if (!map->any_stale) return;
+  map->wanted = map->stale;
+  map->stale.Clear();
+  map->any_stale = false;
+  map->any_wanted = true;
 }
 
 void Structure::WantInputs(int64_t index) {
@@ -276,6 +318,21 @@ void Structure::WantInputs(int64_t index) {
   }
 }
 
+void Structure::UpdateFrame(const uint8_t* now, uint8_t* seen,
+                            const ParallelFor& parallel, int64_t first_line) {
+  const FrameShape& frame = graph_.frame;
+  PixelMask* changed = &maps_[0].changed;
+  const float threshold = graph_.nodes[0].threshold;
+  if (threshold > 0 && !frame.bytes) {
+    UpdateSeen(reinterpret_cast<const float*>(now),
+               reinterpret_cast<float*>(seen), frame.height, frame.width,
+               frame.channels, threshold, parallel, changed, first_line);
+    return;
+  }
+  UpdateSeen(now, seen, frame.height, frame.width, frame.pixel_size(),
+             threshold, parallel, changed, first_line);
+}
+
 bool Structure::UpdatePixels(const uint8_t* frames,
                              const ParallelFor& parallel) {
   Map& map = maps_[0];
@@ -292,8 +349,7 @@ bool Structure::UpdatePixels(const uint8_t* frames,
       std::memcpy(seen, now, frame.height * line_size);
       SetLines(first, frame.height, &map.changed);
     } else if (std::memcmp(seen, now, frame.height * line_size) != 0) {
-      UpdateSeen(now, seen, frame.height, frame.width, frame.pixel_size(), 0,
-                 parallel, &map.changed, first);
+      UpdateFrame(now, seen, parallel, first);
     }
   }
   map.changed.Append(0, lines, &map.positions);

@@ -112,6 +112,18 @@ class Structure {
   // a table of rows is full: nothing can be said then until Restart.
   bool Step(const uint8_t* frames, int64_t streams,
             const ParallelFor& parallel);
+  // The same, where every map is of temporal reuse, in parts: Begin, then for
+  // each map in its turn Update, after which its rows can be computed, and
+  // HandOn, which leaves of what changed in it only the positions that are
+  // marked in moved[positions], and End. Has to be ended, or Restart called.
+  void Begin(const uint8_t* frames, int64_t streams,
+             const ParallelFor& parallel);
+  void Update(int64_t map);
+  void HandOn(int64_t map, const std::vector<uint8_t>& moved);
+  void End();
+  // Until End: whether nothing was known of a stream.
+  bool fresh(int64_t stream) const { return fresh_[stream]; }
+
   // The map whose table was full.
   int64_t full() const { return full_; }
 
@@ -132,12 +144,17 @@ class Structure {
   }
 
  private:
+  void SetStreams(int64_t streams);
   // What changed: pixels, positions of the other maps, tiles.
   bool UpdatePixels(const uint8_t* frames, const ParallelFor& parallel);
+  void UpdateFrame(const uint8_t* now, uint8_t* seen,
+                   const ParallelFor& parallel, int64_t first_line);
   void UpdateMap(int64_t map);
   void UpdateTiles(Shown* shown);
   // What is wanted of maps, from the last one to the first.
   void Want();
+  // All that is stale of a map.
+  void WantStale(Map* map);
   void WantInputs(int64_t map);
   bool Refresh(int64_t map);
   // The patches of a map's positions.

@@ -112,8 +112,6 @@ class PixelMask {
   std::vector<uint64_t> bits_;
 };
 
-namespace internal {
-
 // Whether any of `n` values is no longer the remembered one. Bits are compared
 // when the threshold is 0, so that a NaN is a value like any other; with a
 // threshold a NaN always differs.
@@ -123,16 +121,27 @@ inline bool Differ(const T* now, const T* seen, int64_t n, float threshold) {
     return n == 1 ? std::memcmp(now, seen, sizeof(T)) != 0
                   : std::memcmp(now, seen, n * sizeof(T)) != 0;
   }
-  int differ = 0;  // Without an early exit the compiler uses vectors.
-  for (int64_t i = 0; i < n; ++i) {
-    const float a = static_cast<float>(now[i]), b = static_cast<float>(seen[i]);
-    // Equal infinities have no difference to compare.
-    differ |= (a != b) & !(std::fabs(a - b) <= threshold);
+  // Without an early exit the compiler uses vectors.
+  if constexpr (std::is_same_v<T, uint8_t>) {
+    const uint8_t limit = static_cast<uint8_t>(std::min(threshold, 255.0f));
+    uint8_t differ = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t a = now[i], b = seen[i];
+      const uint8_t apart = std::max(a, b) - std::min(a, b);
+      differ |= apart > limit;
+    }
+    return differ != 0;
+  } else {
+    int differ = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const float a = static_cast<float>(now[i]);
+      const float b = static_cast<float>(seen[i]);
+      // Equal infinities have no difference to compare.
+      differ |= (a != b) & !(std::fabs(a - b) <= threshold);
+    }
+    return differ != 0;
   }
-  return differ != 0;
 }
-
-}  // namespace internal
 
 // Compares one line of pixels, `now` with `seen`, both [width, channels], sets
 // the bits of `mask` where they differ, clears the others, and makes `seen`
@@ -145,18 +154,18 @@ inline void UpdateLine(const T* now, T* seen, int64_t width, int64_t channels,
   for (int64_t x0 = 0; x0 < width; x0 += 64) {
     const int64_t end = std::min(width, x0 + 64);
     uint64_t word = 0;
-    if (internal::Differ(now + x0 * channels, seen + x0 * channels,
-                         (end - x0) * channels, threshold)) {
+    if (Differ(now + x0 * channels, seen + x0 * channels, (end - x0) * channels,
+               threshold)) {
       for (int64_t x1 = x0; x1 < end; x1 += 8) {
         const int64_t stop = std::min(end, x1 + 8);
-        if (!internal::Differ(now + x1 * channels, seen + x1 * channels,
-                              (stop - x1) * channels, threshold)) {
+        if (!Differ(now + x1 * channels, seen + x1 * channels,
+                    (stop - x1) * channels, threshold)) {
           continue;
         }
         for (int64_t x = x1; x < stop; ++x) {
           const T* from = now + x * channels;
           T* to = seen + x * channels;
-          if (internal::Differ(from, to, channels, threshold)) {
+          if (Differ(from, to, channels, threshold)) {
             std::memcpy(to, from, size);
             word |= uint64_t{1} << (x - x0);
           }

@@ -1,0 +1,324 @@
+"""Thresholds: how far what a runner hands on may be off, and what it saves."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from cases import assert_same_bits
+from graphs import assert_gradient, randomize
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reuse_tf
+from reuse_tf import Runner
+
+L = keras.layers
+SHAPE = (16, 12, 3)
+
+
+def chain(x):
+    x = L.Conv2D(6, 3, padding="same", name="conv")(x)
+    x = L.BatchNormalization()(x)
+    x = L.ReLU()(x)
+    x = L.MaxPooling2D()(x)
+    return L.Dense(4)(L.Flatten()(L.Conv2D(5, 3, activation="relu")(x)))
+
+
+def residual(x):
+    x = L.Conv2D(6, 3, padding="same", activation="relu")(x)
+    y = L.DepthwiseConv2D(3, padding="same")(x)
+    y = L.Conv2D(6, 1)(L.BatchNormalization()(y))
+    x = L.ReLU()(L.Add()([x, y]))
+    return L.Concatenate()([x, L.UpSampling2D()(L.AveragePooling2D(2)(x))])
+
+
+def excited(x):
+    x = L.Conv2D(4, 3, strides=2)(x)
+    y = L.GlobalAveragePooling2D(keepdims=True)(x)
+    y = L.Conv2D(4, 1, activation="sigmoid")(y)
+    return L.GroupNormalization(2)(L.Multiply()([x, y]))
+
+
+def straight(x):
+    return L.Dense(4)(
+        L.Flatten()(L.Conv2D(3, 3, name="conv", padding="same")(x))
+    )
+
+
+NETWORKS = {f.__name__: f for f in (chain, residual, excited)}
+
+
+def model_of(network, dtype="uint8", everything=False):
+    """A model of a network, every layer of which may be an output."""
+    frames = keras.Input(SHAPE, dtype=dtype)
+    output = network(L.Rescaling(1 / 255, name="scale")(frames))
+    model = keras.Model(frames, output)
+    if everything:
+        model = keras.Model(
+            frames,
+            {layer.name: layer.output for layer in model.layers[1:]},
+        )
+    randomize(model)
+    return model
+
+
+def drifting(rng, streams=1, dtype="uint8"):
+    """Frames of a still scene with noise, a drift, and something on its way."""
+    scene = rng.uniform(40, 200, (streams, *SHAPE))
+    for t in range(12):
+        scene += rng.uniform(0, 1, scene.shape)
+        frames = scene + rng.normal(0, 1.5, scene.shape)
+        frames[:, t : t + 3, 2:6] = 250
+        frames = np.clip(np.round(frames), 0, 255).astype(dtype)
+        yield frames
+
+
+def thresholds_of(model, rng):
+    """Random thresholds, of some maps that are those of whole layers."""
+    names = set(Runner(model).stats.layers) & {x.name for x in model.layers}
+    limits = {name: rng.choice([0, 0.02, 0.1, 0.4]) for name in sorted(names)}
+    return {**limits, "frames": rng.choice([0, 2, 6])}
+
+
+def inputs_of(layer, maps):
+    """What a layer is given, of the maps by the names of layers."""
+    return keras.tree.map_structure(
+        lambda tensor: maps[tensor._keras_history.operation.name], layer.input
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@given(seed=st.integers(0, 10**6))
+def test_every_map_is_within_its_threshold(network, dtype, seed):
+    rng = np.random.default_rng(seed)
+    model = model_of(NETWORKS[network], dtype, everything=True)
+    limits = thresholds_of(model, rng)
+    runner = Runner(model, threshold=limits)
+    kept = Runner(model, threshold=limits)
+    last = None
+    for frames in drifting(rng, rng.integers(1, 3), dtype):
+        if rng.random() < 0.1:
+            model.set_weights([w * 1.01 for w in model.get_weights()])
+            last = None
+        handed = runner.step(frames)
+        for name, same in kept.step(frames, copy=False).items():
+            assert_same_bits(handed[name], same)
+        for layer in model.layers[1:]:
+            name = layer.name
+            if layer.name == "scale":
+                # Of the frames, the threshold is of what comes in.
+                want = frames.astype("float32") / 255
+                limit = limits["frames"] / 255 + limits.get("scale", 0)
+            else:
+                want = layer(inputs_of(layer, handed)).numpy()
+                limit = limits.get(name, 0)
+            tolerance = 1e-4 * (1 + np.abs(want))
+            far = np.abs(handed[name] - want)
+            assert (far <= limit + tolerance).all(), name
+            if last is None or name == "scale":
+                continue
+            # A row is handed on whole, or not at all.
+            moved = np.abs(last[name] - want) > limit + tolerance
+            moved = moved.any(-1, keepdims=True)
+            assert (far <= np.where(moved, tolerance, np.inf)).all(), name
+        last = handed
+
+
+def test_noise_within_the_thresholds_costs_nothing():
+    model = model_of(chain)
+    runner = Runner(model, threshold=3)
+    rng = np.random.default_rng(0)
+    scene = rng.integers(10, 240, (2, *SHAPE))
+    first = runner.step(scene.astype("uint8"))
+    before = runner.stats
+    for _ in range(5):
+        noise = rng.integers(-3, 4, scene.shape)
+        assert_same_bits(runner.step((scene + noise).astype("uint8")), first)
+    after = runner.stats
+    for name, layer in after.layers.items():
+        assert layer.new_rows == before.layers[name].new_rows
+        assert layer.multiply_adds == before.layers[name].multiply_adds
+    noise[0, 3, 3, 1] = 4
+    assert np.any(runner.step((scene + noise).astype("uint8")) != first)
+    now = runner.stats.layers["conv"].new_rows
+    assert now - after.layers["conv"].new_rows == 9
+
+
+def test_a_threshold_of_a_map_saves_what_is_behind_it():
+    model = model_of(chain)
+    exact, limited = (
+        Runner(model, "temporal"),
+        Runner(model, threshold={"conv": 0.5}),
+    )
+    rng = np.random.default_rng(0)
+    for frames in drifting(rng):
+        exact.step(frames)
+        limited.step(frames)
+    exact, limited = exact.stats.layers, limited.stats.layers
+    assert limited["conv"].new_rows == exact["conv"].new_rows
+    assert limited["conv"].changed < exact["conv"].changed / 2
+    for name in ("max_pooling2d", "conv2d", "dense"):
+        name = next(key for key in exact if key.startswith(name))
+        assert limited[name].multiply_adds <= exact[name].multiply_adds
+        assert limited[name].new_rows < exact[name].new_rows
+
+
+def test_none_is_exact():
+    model = model_of(residual)
+    plain = Runner(model, "content")
+    for threshold in (0, 0.0, {}, {"frames": 0}):
+        runner = Runner(model, "content", threshold=threshold)
+        for frames in drifting(np.random.default_rng(1), 2):
+            assert_same_bits(runner.step(frames), plain.step(frames))
+        assert runner.stats.reuse == "content"
+
+
+def test_what_is_known_is_forgotten_like_without():
+    keras.backend.clear_session()  # for the names
+    model = model_of(excited)
+    limits = {"frames": 4, "multiply": 0.1}
+    frames = list(drifting(np.random.default_rng(2), 3))
+
+    def fresh(batch):
+        return Runner(model, threshold=limits).step(batch)
+
+    runner = Runner(model, threshold=limits)
+    for batch in frames[:3]:
+        runner.step(batch)
+    model.set_weights([weight * 1.1 for weight in model.get_weights()])
+    assert_same_bits(runner.step(frames[3]), fresh(frames[3]))
+    runner.step(frames[4])
+    runner.reset_state([1])
+    assert_same_bits(runner.step(frames[5])[1], fresh(frames[5])[1])
+    runner.reset_state()
+    assert_same_bits(runner.step(frames[6]), fresh(frames[6]))
+    # Fewer streams, and then new ones.
+    runner.step(frames[7][:1])
+    assert_same_bits(runner.step(frames[8])[1:], fresh(frames[8])[1:])
+    assert runner.stats.clears == 0
+
+
+def test_a_nan_always_counts_as_changed():
+    model = model_of(straight, "float32")
+    runner = Runner(model, threshold={"frames": 1e30, "conv": 1e30})
+    frames = np.zeros((1, *SHAPE), "float32")
+    runner.step(frames)
+    frames[0, 5, 5, 0] = np.nan
+    assert np.isnan(runner.step(frames)).any()
+    made = runner.stats.layers["conv"].new_rows
+    frames[0, 0, 0, 0] = 1  # within the threshold
+    assert np.isnan(runner.step(frames)).any()
+    assert runner.stats.layers["conv"].new_rows == made + 9
+    frames[0, 5, 5, 0] = 0
+    assert not np.isnan(runner.step(frames)).any()
+
+
+def test_all_but_step_is_exact():
+    model = model_of(residual)
+    runner = Runner(model, threshold={"frames": 9, "add": 0.3})
+    video = np.concatenate(list(drifting(np.random.default_rng(3))))[:4]
+    assert_gradient(runner, video)
+    runner.record()
+    for frame in video:
+        runner.step(frame[None])
+    assert runner.recorded() is None
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, "pickle"])
+def test_copies_have_the_thresholds(clone):
+    if clone == "pickle":
+
+        def clone(runner):
+            return pickle.loads(pickle.dumps(runner))
+
+    model = model_of(chain)
+    runner = Runner(model, threshold={"frames": 4, "conv": 0.1})
+    other = clone(runner)
+    assert other.threshold == runner.threshold
+    for frames in drifting(np.random.default_rng(4)):
+        np.testing.assert_array_equal(other.step(frames), runner.step(frames))
+
+
+def test_frames_of_any_size():
+    frames = keras.Input((None, None, 3), dtype="uint8")
+    x = L.Conv2D(4, 3, name="conv")(L.Rescaling(1 / 255)(frames))
+    model = keras.Model(frames, L.GlobalAveragePooling2D()(x))
+    runner = Runner(model, threshold={"frames": 3, "conv": 0.1})
+    for size in (8, 12):
+        frames = np.full((1, size, size, 3), 100, np.uint8)
+        first = runner.step(frames)
+        np.testing.assert_allclose(first, model(frames), rtol=1e-4, atol=1e-5)
+        assert_same_bits(runner.step(frames + 3), first)
+    with pytest.raises(ValueError, match="frames.*Received: 'other'"):
+        Runner(model, threshold={"other": 1}).step(frames)
+
+
+class TestLayers:
+    """The `threshold` of incremental layers."""
+
+    @pytest.mark.parametrize("limits", [(0.5, 0), (0, 0.5), (0.25, 1.0)])
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_is_that_of_the_model_itself(self, limits, shared):
+        frames = keras.Input(SHAPE)
+        x = L.ZeroPadding2D(1)(L.Rescaling(0.5)(frames))
+        x = reuse_tf.IncrementalConv2D(
+            4, 3, threshold=limits[0], activation="relu"
+        )(x)
+        y = reuse_tf.IncrementalConv2D(3, 3, threshold=limits[1])(x)
+        outputs = [y, x] if shared else y
+        model = keras.Model(frames, outputs)
+        # Values that are sums of few bits, so that none is rounded.
+        rng = np.random.default_rng(5)
+        model.set_weights(
+            [rng.integers(-2, 3, w.shape) / 4 for w in model.get_weights()]
+        )
+        runner = Runner(model)
+        frames = rng.integers(0, 8, (1, *SHAPE)) / 4
+        for _ in range(20):
+            step = rng.integers(-1, 2, frames.shape) * (
+                rng.random(frames.shape) < 0.2
+            )
+            frames = frames + step / 4
+            batch = frames.astype("float32")
+            keras.tree.map_structure(
+                np.testing.assert_array_equal, runner.step(batch), model(batch)
+            )
+        assert runner.stats.reuse == "temporal"
+
+    def test_content_reuse_is_refused(self):
+        model = keras.Sequential(
+            [
+                keras.Input(SHAPE),
+                reuse_tf.IncrementalConv2D(4, 3, threshold=0.1),
+            ]
+        )
+        with pytest.raises(ValueError, match="reuse='content'"):
+            Runner(model, "content")
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        "threshold",
+        [-1, np.nan, np.inf, "much", [], {"frames": -1}, {"conv": None}],
+    )
+    def test_bad_values_are_named(self, threshold):
+        with pytest.raises(ValueError, match="`threshold`.*Received"):
+            Runner(model_of(chain), threshold=threshold)
+
+    def test_unknown_maps_are_named(self):
+        with pytest.raises(ValueError, match="frames.*Received: 'batch"):
+            Runner(model_of(chain), threshold={"batch_normalization": 1})
+
+    def test_content_reuse_is_refused(self):
+        with pytest.raises(ValueError, match="reuse='content'"):
+            Runner(model_of(chain), "content", threshold=1)
+
+    def test_numpy_numbers_and_tensors(self):
+        for value in (np.float32(2), np.array(2), tf.constant(2.0)):
+            assert Runner(model_of(chain), threshold=value).threshold == {
+                "frames": 2.0
+            }
