@@ -4,10 +4,16 @@ from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
 from reuse_tf.runner import LayerStats, Runner, RunnerStats, Structure
+from reuse_tf.thresholds import (
+    FoundThresholds,
+    find_thresholds,
+    relative_error,
+)
 
 __all__ = [
     "Coverage",
     "CoverageTable",
+    "FoundThresholds",
     "IncrementalConv2D",
     "IncrementalDense",
     "LayerStats",
@@ -18,6 +24,8 @@ __all__ = [
     "changed_positions",
     "convert",
     "coverage",
+    "find_thresholds",
+    "relative_error",
     "sparse_gather",
     "sparse_scatter",
 ]

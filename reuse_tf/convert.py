@@ -377,7 +377,12 @@ def _runner_rows(runner):
         "content": "patches seen before, anywhere",
         "temporal": "positions whose patch did not change",
     }[runner.reuse]
-    for layer, node in runner.layers:
+    graph = runner.graph
+    if graph is None:
+        return
+    if graph.has_thresholds:
+        patches = "positions whose patch did not move beyond a threshold"
+    for layer, node in graph.layers:
         how = "reuses"
         if node is None:
             why = "computes nothing"

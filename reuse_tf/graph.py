@@ -1398,15 +1398,26 @@ class Graph:
     def evaluate(self, structure):
         """The outputs of all frames of a structure, differentiably.
 
-        A map node's value is its distinct rows, `[U, C]`. That of a node of one
-        value a frame is `[T * positions, C]`, by frame in the order of
-        `structure.order`.
-
         Args:
             structure: A `Structure` of this graph.
 
         Returns:
             The outputs, `[T, ...]`, as the model gives them.
+        """
+        values = self.rows(structure)
+        outputs = []
+        for value in self.outputs:
+            maps = self._maps(value.node, values[value.node], structure)
+            outputs.append(tf.reshape(maps, [-1, *value.shape]))
+        return self.packed(outputs)
+
+    def rows(self, structure):
+        """The rows of every node, as in `evaluate`.
+
+        Returns:
+            A dict by node. Of a map its distinct rows, `[U, C]`. Of a node of
+            one value a frame `[T * positions, C]`, by frame in the order of
+            `structure.order`.
         """
         values = {}
         constants = set()  # follow from the frames alone
@@ -1452,11 +1463,7 @@ class Graph:
             values[node] = rows
             if constants.issuperset(node.inputs) and not node.all_variables:
                 constants.add(node)
-        outputs = []
-        for value in self.outputs:
-            maps = self._maps(value.node, values[value.node], structure)
-            outputs.append(tf.reshape(maps, [-1, *value.shape]))
-        return self.packed(outputs)
+        return values
 
     def _shown_map(self, node, structure):
         return structure.shown[self._shown.index(node)]

@@ -561,9 +561,9 @@ class Runner:
         )
 
     @property
-    def layers(self):
-        """The layers of the model and what they became, for `coverage`."""
-        return self._fitted.graph.layers if self._fitted is not None else []
+    def graph(self):
+        """The `Graph` of the model; None while the frames' size is unknown."""
+        return self._fitted.graph if self._fitted is not None else None
 
     def _state(self, fitted, dtype):
         """The state for frames of a dtype, TensorFlow's or NumPy's."""
@@ -590,9 +590,8 @@ class Runner:
 
 def _checked(threshold):
     """Thresholds by name, as a dict of floats."""
-    by_name = (
-        threshold if isinstance(threshold, dict) else {"frames": threshold}
-    )
+    is_dict = isinstance(threshold, dict)
+    by_name = threshold if is_dict else {"frames": threshold}
     checked = {}
     for name, value in by_name.items():
         try:
@@ -606,7 +605,7 @@ def _checked(threshold):
                 f"{name!r}: {value!r}"
             )
     # A default sets none: a layer may have its own.
-    return checked if threshold is by_name or any(checked.values()) else {}
+    return checked if is_dict or any(checked.values()) else {}
 
 
 def _structure(parts, graph, dtype):

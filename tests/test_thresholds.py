@@ -322,3 +322,158 @@ class TestArguments:
             assert Runner(model_of(chain), threshold=value).threshold == {
                 "frames": 2.0
             }
+
+
+class TestFinding:
+    """`find_thresholds`."""
+
+    @pytest.fixture(scope="class")
+    def scene(self):
+        """A model, and frames of noise and something that moves."""
+        model = model_of(chain)
+        rng = np.random.default_rng(6)
+        still = rng.uniform(40, 200, SHAPE)
+        frames = []
+        for t in range(40):
+            frame = still + rng.integers(-1, 2, SHAPE)
+            frame[t % 13 : t % 13 + 3, 2:6] = 250
+            frames.append(np.clip(np.round(frame), 0, 255))
+        return model, np.array(frames, np.uint8)
+
+    @pytest.fixture(scope="class")
+    def found(self, scene):
+        return find(*scene, 0.1)
+
+    def test_what_is_reported_is_what_a_runner_does(self, scene, found):
+        model, frames = scene
+        exact = Runner(model, "temporal")
+        runner = Runner(model, threshold=found.thresholds)
+        outputs = []
+        for t, frame in enumerate(frames):
+            if t == 28:  # of 40, 0.3 are held out
+                exact_before, before = work(exact), work(runner)
+            outputs.append((exact.step(frame[None]), runner.step(frame[None])))
+        made, dense = work(runner) - before
+        assert made / dense == pytest.approx(found.work)
+        made, dense = work(exact) - exact_before
+        assert made / dense == pytest.approx(found.exact_work)
+        want, got = map(np.concatenate, zip(*outputs[28:], strict=True))
+        variance = np.mean(np.square(want - want.mean(0)))
+        error = np.sqrt(np.mean(np.square(got - want)) / variance)
+        assert found.error == pytest.approx(error, rel=1e-4)
+        assert found.is_within == (error <= 0.1)
+
+    def test_it_saves_work_within_the_tolerance(self, found):
+        assert found.is_within and 0 < found.error <= 0.1
+        assert found.work < found.exact_work / 2
+        assert "within" in str(found)
+
+    def test_the_same_again(self, scene, found):
+        assert find(*scene, 0.1) == found
+
+    def test_a_larger_tolerance_saves_more(self, scene, found):
+        assert find(*scene, 0.4).work < found.work < find(*scene, 0.02).work
+
+    def test_a_function_decides(self, scene):
+        model, frames = scene
+
+        def is_near(reference, outputs):
+            (want,), (got,) = reference, outputs
+            return bool(np.abs(got - want).max() <= 0.05)
+
+        found = find(model, frames, is_near)
+        runner = Runner(model, threshold=found.thresholds)
+        exact = Runner(model)
+        for frame in frames[:28]:
+            far = runner.step(frame[None]) - exact.step(frame[None])
+            assert np.abs(far).max() <= 0.05
+        assert found.work < found.exact_work
+
+    def test_nothing_will_do(self, scene):
+        found = find(*scene, lambda reference, outputs: False)
+        assert not found.is_within
+        assert "NOT WITHIN" in str(found)
+        assert found.work == found.exact_work
+        assert not any(found.thresholds.values())
+
+    def test_several_videos_and_a_runner(self, scene):
+        model, frames = scene
+        found = find(Runner(model), [frames[:20], frames[20:]], 0.1, trials=2)
+        assert 0 < found.work < found.exact_work
+
+    def test_thresholds_of_layers_give_way(self, scene):
+        _, frames = scene
+        x = inputs = keras.Input(SHAPE, dtype="uint8")
+        x = L.Rescaling(1 / 255)(x)
+        x = reuse_tf.IncrementalConv2D(4, 3, threshold=0.5, name="conv")(x)
+        model = keras.Model(inputs, L.Dense(3)(L.Flatten()(x)))
+        found = find(model, frames, lambda reference, outputs: False)
+        runner, plain = Runner(model, threshold=found.thresholds), None
+        plain = Runner(reuse_tf.convert(model), threshold=found.thresholds)
+        for frame in frames[:5]:
+            want = model(frame[None].astype("float32"), training=True)
+            np.testing.assert_allclose(
+                runner.step(frame[None]), want, rtol=1e-4, atol=1e-4
+            )
+            assert_same_bits(plain.step(frame[None]), runner.step(frame[None]))
+
+    @pytest.mark.parametrize(
+        "arguments, named",
+        [
+            ({"tolerance": 0}, "tolerance"),
+            ({"tolerance": "small"}, "tolerance"),
+            ({"tolerance": True}, "tolerance"),
+            ({"held_out": 0}, "held_out"),
+            ({"held_out": 1}, "held_out"),
+            ({"frames": np.zeros((9, 16, 12))}, "frames"),
+            ({"frames": np.zeros((9, *SHAPE))}, "frames.*float64"),
+            ({"frames": np.zeros((1, *SHAPE), np.uint8)}, "frames.*1"),
+            ({"frames": []}, "frames"),
+            (
+                {
+                    "frames": [
+                        np.zeros((9, *SHAPE), np.uint8),
+                        np.zeros((9, *SHAPE), np.float32),
+                    ]
+                },
+                "frames.*dtype",
+            ),
+        ],
+    )
+    def test_bad_arguments_are_named(self, scene, arguments, named):
+        model, frames = scene
+        arguments = {"frames": frames, **arguments}
+        with pytest.raises(ValueError, match=named):
+            reuse_tf.find_thresholds(model, verbose=False, **arguments)
+
+
+def test_relative_error():
+    want = [np.array([[0.0, 10], [2, 10]]), np.zeros((2, 1))]
+    off = [want[0] + [[0.5, 0], [0, 0]], want[1]]
+    # Squares: 0.25 of 4 values, of a variance of 1 and of 0.
+    assert reuse_tf.relative_error(want, off) == pytest.approx(
+        np.sqrt((0.25 / 4) / 0.5)
+    )
+    assert reuse_tf.relative_error(want, want) == 0
+    always = [np.full_like(want[0], [1, 10]), want[1]]
+    assert reuse_tf.relative_error(want, always) == pytest.approx(1)
+    assert reuse_tf.relative_error(want, [want[0], want[1] + 1]) == np.inf
+    assert reuse_tf.relative_error([want[0] * np.nan], [want[0]]) == np.inf
+    assert reuse_tf.relative_error([want[0] * np.nan] * 2, [want[0]] * 2) > 0
+
+
+def find(model, frames, tolerance, **arguments):
+    return reuse_tf.find_thresholds(
+        model, frames, tolerance, verbose=False, **arguments
+    )
+
+
+def work(runner):
+    """Multiply-adds made, and those of a dense network."""
+    layers = runner.stats.layers.values()
+    return np.array(
+        [
+            sum(layer.multiply_adds for layer in layers),
+            sum(layer.dense_multiply_adds for layer in layers),
+        ]
+    )

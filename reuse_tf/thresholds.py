@@ -1,0 +1,374 @@
+"""Thresholds that are found rather than guessed, from frames of a camera."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from reuse_tf.runner import Runner
+
+# Factors that are tried: from the smallest, doubled until outputs will not do,
+# and in between.
+_SMALLEST, _LARGEST, _HALVINGS = 2.0**-8, 2.0**3, 2
+# How much of what would do for the frames alone is left to them beside others.
+_PARTS = (1, 0.7, 0.4)
+# Of the tolerance, as frames to come are others.
+_MARGIN = 0.8
+# A larger threshold has to save so much of the work.
+_WORTH = 0.02
+_SAMPLES = 8  # frames that standard deviations are taken of
+
+
+class FoundThresholds(NamedTuple):
+    """What `find_thresholds` has found.
+
+    Attributes:
+        thresholds: By map, for `Runner(model, threshold=...)`. None is above
+            0 if none is within the tolerance.
+        error: On frames that were held out: see `relative_error`.
+        work: Multiply-adds made for these frames, as a part of those that
+            computing everything would take.
+        exact_work: The same without thresholds.
+        is_within: Whether the tolerance is kept on the held-out frames too.
+    """
+
+    thresholds: dict
+    error: float
+    work: float
+    exact_work: float
+    is_within: bool
+
+    def __str__(self):
+        return (
+            f"{self.work:.1%} of the multiply-adds (without thresholds "
+            f"{self.exact_work:.1%}), error {self.error:.3g} on held-out "
+            f"frames, {'within' if self.is_within else 'NOT WITHIN'} the "
+            "tolerance"
+        )
+
+
+def relative_error(reference, outputs):
+    """Computes how far outputs are off, relative to how much they vary.
+
+        sqrt(mean((outputs - reference)^2) / mean((reference - always)^2))
+
+    over all frames and values of an output, `always` being the mean of each
+    value over the frames: 1 is the error of an output that is always the same.
+
+    Args:
+        reference: A list of arrays `[T, ...]`, one for each output.
+        outputs: Likewise, of the same shapes.
+
+    Returns:
+        A float, the largest of all outputs: 0 if all are equal, infinite if one
+        that never varies is not, or a value is not finite.
+    """
+    errors = [0.0]
+    for want, got in zip(reference, outputs, strict=True):
+        if np.array_equal(want, got, equal_nan=True):
+            continue
+        want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
+        with np.errstate(all="ignore"):
+            error = np.sqrt(
+                np.mean(np.square(got - want)) / np.mean(np.var(want, axis=0))
+            )
+        errors.append(error if np.isfinite(error) else np.inf)
+    return float(max(errors))
+
+
+def find_thresholds(
+    model, frames, tolerance=0.05, *, held_out=0.3, trials=24, verbose=True
+):
+    """Finds the thresholds of least work that keep outputs within a tolerance.
+
+    A factor for the frames and one for all other maps, times the standard
+    deviation of each map's values; then, for those maps in turn behind which
+    most is computed, twice as much as long as that saves work and the error
+    allows it. The same arguments find the same thresholds.
+
+    It steps through the frames some 30 + `trials` times, one stream at a time.
+
+    Args:
+        model: What `Runner` takes, or a `Runner`.
+        frames: uint8 or float32 `[T, H, W, C]`, in the order of time; or a list
+            of such videos. They should show what the camera will see: its
+            noise, and what moves.
+        tolerance: The largest `relative_error` that is accepted, a positive
+            number. Or a function of reference and outputs, lists of arrays
+            `[T, ...]`, that tells whether these outputs will do.
+        held_out: Which part of each video, at its end, only the report is
+            about.
+        trials: How many thresholds of single maps are tried.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        A `FoundThresholds`.
+
+    Raises:
+        ValueError: If an argument is not as above.
+
+    Example:
+
+    >>> found = find_thresholds(model, frames, tolerance=0.05)
+    >>> print(found)
+    >>> runner = Runner(model, threshold=found.thresholds)
+    """
+    model = model.model if isinstance(model, Runner) else model
+    accepts = _acceptance(tolerance)
+    videos = _videos(frames)
+    if not 0 < held_out < 1:
+        raise ValueError(
+            "Expected `held_out` between 0 and 1. Received: "
+            f"held_out={held_out!r}"
+        )
+    lengths = [max(1, int(len(v) * (1 - held_out))) for v in videos]
+    if not any(len(v) > n > 1 for v, n in zip(videos, lengths, strict=True)):
+        raise ValueError(
+            "Expected `frames` of a video that has frames to find thresholds "
+            "with and others to hold out. Received: videos of "
+            f"{[len(v) for v in videos]} frames, held_out={held_out}"
+        )
+    search = _Search(model, videos, lengths, accepts, trials, verbose)
+    return search.report(search.refine(*search.two_factors()))
+
+
+def _acceptance(tolerance):
+    """A function of reference and outputs that tells whether these will do."""
+    if callable(tolerance):
+        return lambda reference, outputs, margin=1: bool(
+            tolerance(reference, outputs)
+        )
+    if (
+        isinstance(tolerance, bool)
+        or not isinstance(tolerance, (int, float, np.number))
+        or not 0 < tolerance < np.inf
+    ):
+        raise ValueError(
+            "Expected `tolerance` to be a positive number, or a function. "
+            f"Received: tolerance={tolerance!r}"
+        )
+    return lambda reference, outputs, margin=1: (
+        relative_error(reference, outputs) <= margin * tolerance
+    )
+
+
+def _videos(frames):
+    videos = list(frames) if isinstance(frames, (list, tuple)) else [frames]
+    videos = [np.asarray(video) for video in videos]
+    for video in videos:
+        if video.ndim != 4 or video.dtype not in (np.uint8, np.float32):
+            raise ValueError(
+                "Expected `frames` to be uint8 or float32 [T, H, W, C], or a "
+                f"list of such. Received: {video.dtype} {list(video.shape)}"
+            )
+    if len({video.dtype for video in videos}) != 1:
+        raise ValueError("Expected `frames` to be videos of the same dtype.")
+    return videos
+
+
+class _Trial(NamedTuple):
+    """What came of a trial: outputs `[T, ...]` and the work they took."""
+
+    outputs: list
+    work: float
+    by_layer: dict
+
+
+class _Search:
+    """The trials of `find_thresholds`."""
+
+    def __init__(self, model, videos, lengths, accepts, trials, verbose):
+        self._model = model
+        self._videos = videos
+        self._lengths = lengths
+        self._accepts = accepts
+        self._trials = trials
+        self._verbose = verbose
+        self._done = 0
+        self._bar = keras.utils.Progbar(
+            None, verbose=int(verbose), stateful_metrics=["work"]
+        )
+        self._look_at(Runner(model))
+        self._exact = self._run({})
+
+    def two_factors(self):
+        """Thresholds of one factor for the frames and one for other maps.
+
+        What moves little in the frames is best stopped there, and needs nothing
+        more; but that uses up the tolerance, of which what moves more may need
+        a part for the maps behind.
+        """
+        best = {}, self._exact
+        frames, trial = self._best_factor({"frames": self._scales["frames"]})
+        for part in _PARTS if frames else (0,):
+            first = {name: part * limit for name, limit in frames.items()}
+            others = {
+                name: size
+                for name, size in self._scales.items()
+                if name != "frames"
+            }
+            found, trial = self._best_factor(others, first)
+            if trial.work < best[1].work:
+                best = found, trial
+        return best
+
+    def _best_factor(self, sizes, fixed=None):
+        """Thresholds of the factor times sizes that saves most and will do.
+
+        Args:
+            sizes: By map.
+            fixed: Other thresholds.
+
+        Returns:
+            A pair of all thresholds and their trial: of `fixed` alone if not
+            the smallest factor will do.
+        """
+        found = []
+
+        def will_do(factor):
+            thresholds = {
+                **(fixed or {}),
+                **{name: factor * size for name, size in sizes.items()},
+            }
+            trial = self._run(thresholds)
+            if self._will_do(trial):
+                found.append((factor, thresholds, trial))
+                return True
+            return False
+
+        low, high = _SMALLEST, _SMALLEST
+        while high <= _LARGEST and will_do(high):
+            low, high = high, high * 2
+        for _ in range(_HALVINGS if low < high <= _LARGEST else 0):
+            middle = (low * high) ** 0.5
+            if will_do(middle):
+                low = middle
+            else:
+                high = middle
+        if not found:
+            return fixed or {}, self._run(fixed or {})
+        # Frames to come may show what a larger one than needed would hide.
+        enough = (1 + _WORTH) * min(trial.work for *_, trial in found)
+        _, thresholds, trial = min(
+            (one for one in found if one[2].work <= enough),
+            key=lambda one: one[0],
+        )
+        return thresholds, trial
+
+    def refine(self, thresholds, best):
+        """Doubles thresholds of single maps while that pays."""
+        # Those that much is computed behind, the frames first of all.
+        order = sorted(
+            thresholds,
+            key=lambda name: (
+                name != "frames",
+                -sum(best.by_layer[other] for other in self._behind[name]),
+            ),
+        )
+        left = self._trials
+        for name in order:
+            largest = _LARGEST * self._scales[name]
+            while left > 0 and 0 < thresholds[name] <= largest / 2:
+                left -= 1
+                larger = {**thresholds, name: 2 * thresholds[name]}
+                trial = self._run(larger)
+                if trial.work > best.work * (1 - _WORTH) or not self._will_do(
+                    trial
+                ):
+                    break
+                thresholds, best = larger, trial
+        return thresholds
+
+    def report(self, thresholds):
+        """What the thresholds do to the frames that were held out."""
+        exact = self._run({}, whole=True)
+        found = self._run(thresholds, whole=True) if thresholds else exact
+        if self._verbose:
+            self._bar.update(self._done, finalize=True)
+        return FoundThresholds(
+            {**self._none, **thresholds},
+            relative_error(exact.outputs, found.outputs),
+            found.work,
+            exact.work,
+            self._accepts(exact.outputs, found.outputs),
+        )
+
+    def _will_do(self, trial):
+        return self._accepts(self._exact.outputs, trial.outputs, _MARGIN)
+
+    def _look_at(self, runner):
+        """Finds the standard deviations of maps, and what is behind them."""
+        sums = {}
+        every = -(-sum(self._lengths) // _SAMPLES)
+        number = 0
+        for video, length in zip(self._videos, self._lengths, strict=True):
+            for frame in video[:length]:
+                number += 1
+                if number % every:
+                    continue
+                structure = runner.structure(frame[np.newaxis])
+                graph = runner.graph
+                rows = graph.rows(structure)
+                for name, node in graph.maps.items():
+                    # Of the frames, the values are those that come in.
+                    values = frame if name == "frames" else rows[node].numpy()
+                    values = values.astype(np.float64)
+                    count, total, squares = sums.get(name, (0, 0, 0))
+                    sums[name] = (
+                        count + values.size,
+                        total + values.sum(),
+                        squares + np.square(values).sum(),
+                    )
+        self._behind = {
+            name: [
+                other
+                for other, behind in graph.maps.items()
+                if node in behind.inputs
+            ]
+            for name, node in graph.maps.items()
+        }
+        # Incremental layers may have thresholds of their own.
+        self._none = {
+            name: 0.0 for name, n in graph.maps.items() if n.threshold
+        }
+        self._scales = {}
+        for name, (count, total, squares) in sums.items():
+            variance = squares / count - (total / count) ** 2
+            if self._behind[name] and variance > 0:
+                self._scales[name] = float(np.sqrt(variance))
+
+    def _run(self, thresholds, whole=False):
+        """Steps through what thresholds are found with, or what is held out.
+
+        Of the latter, what lies before it is stepped through too.
+        """
+        runner = Runner(
+            self._model, "temporal", threshold={**self._none, **thresholds}
+        )
+        outputs, by_layer, made, dense = [], {}, 0, 0
+        for video, length in zip(self._videos, self._lengths, strict=True):
+            runner.reset_state()
+            first = length if whole else 1
+            for t, frame in enumerate(video if whole else video[:length]):
+                step = keras.tree.flatten(runner.step(frame[np.newaxis]))
+                if not whole or t >= length:
+                    outputs.append(step)
+                if t + 1 == first:  # The first frame is computed anyway.
+                    before = runner.stats.layers
+            for name, layer in runner.stats.layers.items():
+                work = layer.multiply_adds - before[name].multiply_adds
+                by_layer[name] = by_layer.get(name, 0) + work
+                made += work
+                dense += (
+                    layer.dense_multiply_adds - before[name].dense_multiply_adds
+                )
+        self._done += 1
+        if self._verbose:
+            self._bar.update(
+                self._done, [("work", made / max(1, dense))], finalize=False
+            )
+        return _Trial(
+            [np.concatenate(parts) for parts in zip(*outputs, strict=True)],
+            made / max(1, dense),
+            by_layer,
+        )
