@@ -7,7 +7,11 @@ from typing import NamedTuple
 import keras
 
 from reuse_tf import internals
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense
+from reuse_tf.layers import (
+    IncrementalConv2D,
+    IncrementalDense,
+    check_threshold,
+)
 from reuse_tf.runner import Runner
 
 _TWINS = {
@@ -16,7 +20,7 @@ _TWINS = {
 }
 
 
-def convert(model):
+def convert(model, threshold=None):
     """Replaces each `Conv2D` and `Dense` of a model by its incremental twin.
 
     Layers of other classes, subclasses of these two among them, and quantized
@@ -30,6 +34,9 @@ def convert(model):
 
     Args:
         model: A Sequential or functional Keras model, possibly nested.
+        threshold: That of `IncrementalConv2D`: a number for all of them, or a
+            dict by the names of layers. By default, and of layers that are not
+            named, what a layer has.
 
     Returns:
         A new model of the same structure, names and weights, and with all
@@ -38,9 +45,30 @@ def convert(model):
 
     Raises:
         ValueError: If `model` is not such a model, or has a layer that cannot
-            be made again from its config.
+            be made again from its config; if a threshold is not valid, or of
+            no layer that becomes an `IncrementalConv2D`.
     """
-    return _copy(model, _TWINS)
+    converted = _copy(model, _TWINS)
+    if threshold is not None:
+        _set_thresholds(converted, threshold)
+    return converted
+
+
+def _set_thresholds(model, threshold):
+    layers = {}
+    for layer in internals.sublayers(model):
+        if isinstance(layer, IncrementalConv2D):
+            layers.setdefault(layer.name, []).append(layer)
+    if not isinstance(threshold, dict):
+        threshold = dict.fromkeys(layers, threshold)
+    for name, value in threshold.items():
+        if name not in layers:
+            raise ValueError(
+                "Expected `threshold` to name convolutions among "
+                f"{', '.join(layers)}. Received: {name!r}"
+            )
+        for layer in layers[name]:
+            layer.threshold = check_threshold(value)
 
 
 def plain(model):

@@ -113,6 +113,20 @@ def _value(weight):
     return getattr(weight, "value", weight)
 
 
+def check_threshold(threshold):
+    """Returns a threshold as a float, or raises a `ValueError`."""
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            "Invalid value for argument `threshold`. Expected a finite number "
+            f"that is not negative. Received: threshold={threshold!r}"
+        )
+    return value
+
+
 @keras.saving.register_keras_serializable(package="reuse_tf")
 class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     """A 2D convolution that recomputes only the positions that changed.
@@ -173,15 +187,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
 
     def __init__(self, filters, kernel_size, *args, threshold=0.0, **kwargs):
         super().__init__(filters, kernel_size, *args, **kwargs)
-        try:
-            self.threshold = float(threshold)
-        except (TypeError, ValueError):
-            self.threshold = math.nan
-        if not 0 <= self.threshold < math.inf:
-            raise ValueError(
-                "Invalid value for argument `threshold`. Expected a finite "
-                f"number that is not negative. Received: threshold={threshold}"
-            )
+        self.threshold = check_threshold(threshold)
 
     def call(self, inputs, training=None):
         if not self._reuses(inputs, training):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from reuse_tf import ops
 from reuse_tf.graph import check_model, compile_model
+from reuse_tf.layers import check_threshold
 
 
 class LayerStats(NamedTuple):
@@ -236,7 +237,7 @@ class Runner:
             )
         self.model = model
         self.reuse = reuse
-        self.threshold = _checked(threshold)
+        self.threshold = _by_name(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
         self._fitted = None
@@ -588,24 +589,13 @@ class Runner:
         return state
 
 
-def _checked(threshold):
-    """Thresholds by name, as a dict of floats."""
-    is_dict = isinstance(threshold, dict)
-    by_name = threshold if is_dict else {"frames": threshold}
-    checked = {}
-    for name, value in by_name.items():
-        try:
-            checked[name] = float(value)
-        except (TypeError, ValueError):
-            checked[name] = np.nan
-        if not 0 <= checked[name] < np.inf:
-            raise ValueError(
-                "Expected `threshold` to be a finite number that is not "
-                "negative, or a dict of such by the names of maps. Received: "
-                f"{name!r}: {value!r}"
-            )
+def _by_name(threshold):
+    """Thresholds as a dict of floats, by the names of maps."""
+    if isinstance(threshold, dict):
+        return {name: check_threshold(t) for name, t in threshold.items()}
     # A default sets none: a layer may have its own.
-    return checked if is_dict or any(checked.values()) else {}
+    threshold = check_threshold(threshold)
+    return {"frames": threshold} if threshold else {}
 
 
 def _structure(parts, graph, dtype):

@@ -137,6 +137,32 @@ class TestModels:
         for a, b in zip(converted.get_weights(), before, strict=True):
             np.testing.assert_array_equal(a, b)
 
+    def test_thresholds_are_passed_to_the_layers(self, make):
+        model = make()
+        convolutions = [
+            layer.name
+            for layer in _layers(model)
+            if type(layer) is keras.layers.Conv2D
+        ]
+
+        def thresholds(converted):
+            return {
+                layer.name: layer.threshold
+                for layer in _layers(converted)
+                if isinstance(layer, IncrementalConv2D)
+            }
+
+        everywhere = dict.fromkeys(convolutions, 0.25)
+        assert thresholds(convert(model, threshold=0.25)) == everywhere
+        first = convolutions[0]
+        one = convert(convert(model, 0.25), threshold={first: 0.5})
+        assert thresholds(one) == {**everywhere, first: 0.5}
+        assert thresholds(convert(model, 0)) == dict.fromkeys(convolutions, 0)
+        with pytest.raises(ValueError, match=f"{first}.*Received: 'other'"):
+            convert(model, threshold={"other": 1})
+        with pytest.raises(ValueError, match="threshold=-1"):
+            convert(model, threshold=-1)
+
     def test_a_converted_model_converts_to_its_like(self, make):
         once = convert(make())
         for layer in _layers(once):

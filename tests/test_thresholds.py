@@ -324,25 +324,27 @@ class TestArguments:
             }
 
 
+@pytest.fixture(scope="module")
+def scene():
+    """A model, and frames of noise and something that moves."""
+    model = model_of(chain)
+    rng = np.random.default_rng(6)
+    still = rng.uniform(40, 200, SHAPE)
+    frames = []
+    for t in range(40):
+        frame = still + rng.integers(-1, 2, SHAPE)
+        frame[t % 13 : t % 13 + 3, 2:6] = 250
+        frames.append(np.clip(np.round(frame), 0, 255))
+    return model, np.array(frames, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def found(scene):
+    return find(*scene, 0.1)
+
+
 class TestFinding:
     """`find_thresholds`."""
-
-    @pytest.fixture(scope="class")
-    def scene(self):
-        """A model, and frames of noise and something that moves."""
-        model = model_of(chain)
-        rng = np.random.default_rng(6)
-        still = rng.uniform(40, 200, SHAPE)
-        frames = []
-        for t in range(40):
-            frame = still + rng.integers(-1, 2, SHAPE)
-            frame[t % 13 : t % 13 + 3, 2:6] = 250
-            frames.append(np.clip(np.round(frame), 0, 255))
-        return model, np.array(frames, np.uint8)
-
-    @pytest.fixture(scope="class")
-    def found(self, scene):
-        return find(*scene, 0.1)
 
     def test_what_is_reported_is_what_a_runner_does(self, scene, found):
         model, frames = scene
