@@ -14,7 +14,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_the_examples_run_one_after_the_other(capsys):
     examples = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
-    assert len(examples) == 7
+    assert len(examples) == 8
     names = {}
     for example in examples:
         exec(compile(example, README, "exec"), names)
@@ -23,6 +23,8 @@ def test_the_examples_run_one_after_the_other(capsys):
     assert "Stats(" in printed
     assert re.search("IncrementalConv2D +reuses", printed)
     assert re.search("Flatten +plain", printed)
+    assert "% of the multiply-adds" in printed
+    assert names["camera"].stats.reuse == "temporal"
     # Of the recording, and as plain Keras has it.
     np.testing.assert_allclose(
         names["logits"], model(video, training=True), rtol=1e-4, atol=1e-5
