@@ -10,8 +10,10 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageDraw
 
-from reuse_tf import process
+from reuse_tf import ops, process
+from reuse_tf.playing.video import Writer
 from reuse_tf.runner import Runner
 from reuse_tf.thresholds import (
     FoundThresholds,
@@ -21,6 +23,9 @@ from reuse_tf.thresholds import (
 
 # Seconds between two updates of the progress bar.
 _INTERVAL = 0.2
+# Of the picture that is taken: its height at least, and that of the caption.
+_HEIGHT, _CAPTION = 224, 18
+_CHANGED = (255, 140, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +170,6 @@ def watch(
     video,
     *,
     name="video",
-    reuse="auto",
     tolerance=None,
     calibrate_frames=100,
     max_frames=None,
@@ -182,7 +186,6 @@ def watch(
         video: The frames, an iterator of uint8 arrays `[height, width, 3]`,
             such as `video.Frames`.
         name: What to call it.
-        reuse: That of `Runner`.
         tolerance: That of `find_thresholds`. If None, it is exact.
         calibrate_frames: How many frames, at first, to find thresholds with.
             They are not played.
@@ -210,7 +213,7 @@ def watch(
         found = find_thresholds(
             model, np.stack(first), tolerance, verbose=sys.stdout.isatty()
         )
-    runner = Runner(model, reuse, threshold=found.thresholds if found else 0)
+    runner = Runner(model, threshold=found.thresholds if found else 0)
     dense = tf.function(lambda x: model(x, training=False))
     bar = keras.utils.Progbar(
         max_frames, verbose=1 if sys.stdout.isatty() else 2, interval=0
@@ -281,6 +284,57 @@ class _Work:
             (made - before[0]) / max(1, dense - before[1]),
             made / max(1, dense),
         )
+
+
+class Drawing:
+    """Takes a moving picture of what is watched.
+
+    On its left are the frames, on its right, in orange, the pixels that were
+    handed on to the network: those that are not what they were when they were
+    handed on last, by more than the threshold of the frames. The caption has
+    the part of the multiply-adds that was made.
+
+    Args:
+        ending: That of the file: see `video.Writer`.
+        rate: Frames per second.
+    """
+
+    def __init__(self, ending, rate):
+        self._writer = Writer(ending, rate)
+        self._seen = None
+
+    def __call__(self, frame, threshold, work, so_far):
+        """Adds a frame: see `watch`."""
+        if self._seen is None:
+            changed, self._seen = slice(None), frame[np.newaxis]
+        else:
+            positions, self._seen = ops.changed_positions(
+                frame[np.newaxis],
+                self._seen,
+                kernel_size=1,
+                threshold=threshold,
+            )
+            changed = positions.numpy()
+        picture = np.broadcast_to(frame, (*frame.shape[:2], 3))
+        lit = picture // 3
+        pixels = lit.reshape(-1, 3)
+        pixels[changed] = _CHANGED
+        scale = -(-_HEIGHT // frame.shape[0])
+        both = np.concatenate([picture, lit], 1).repeat(scale, 0)
+        both = both.repeat(scale, 1).astype(np.uint8)
+        caption = Image.new("RGB", (both.shape[1], _CAPTION))
+        ImageDraw.Draw(caption).text(
+            (4, 3),
+            f"pixels {len(pixels[changed]) / len(pixels):.1%}  "
+            f"work {work:.1%}  so far {so_far:.1%}",
+            _CHANGED,
+            font_size=11,
+        )
+        self._writer.add(np.concatenate([caption, both]))
+
+    def finish(self):
+        """Returns what was drawn, as the bytes of a file."""
+        return self._writer.finish()
 
 
 def _conversion(model):

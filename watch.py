@@ -1,0 +1,106 @@
+"""Plays a video through a network that computes only what changed."""
+
+from absl import flags
+
+import program
+
+VIDEO = flags.DEFINE_string(
+    "video",
+    None,
+    "What to play: a file, the number of a camera, or a URL.",
+)
+MODEL = flags.DEFINE_string(
+    "model",
+    "MobileNetV2",
+    "A .keras file, or the name of a model of keras.applications. A .keras "
+    "file is given pictures as they are, 0 to 255.",
+)
+WEIGHTS = flags.DEFINE_enum(
+    "weights",
+    "imagenet",
+    ["imagenet", "random"],
+    "Of a model of keras.applications. imagenet is downloaded once.",
+)
+TOLERANCE = flags.DEFINE_float(
+    "tolerance",
+    None,
+    "How far outputs may be off, as a part of how much they vary. Thresholds "
+    "are found for it at first, and what moves less is not computed. If not "
+    "given, outputs are exact.",
+)
+CALIBRATE_SECONDS = flags.DEFINE_float(
+    "calibrate_seconds",
+    5.0,
+    "How much of the video, at its beginning, to find thresholds with.",
+    lower_bound=0.0,
+)
+EVERY = flags.DEFINE_integer(
+    "every", 1, "Play every n-th frame only.", lower_bound=1
+)
+MAX_FRAMES = flags.DEFINE_integer(
+    "max_frames",
+    None,
+    "The most frames to play. By default all, up to Ctrl-C.",
+    lower_bound=1,
+)
+COMPARE_EVERY = flags.DEFINE_integer(
+    "compare_every",
+    10,
+    "Compare every n-th frame with plain Keras, by time and error.",
+    lower_bound=1,
+)
+flags.adopt_module_key_flags(program)
+
+
+@flags.validator(TOLERANCE, message="must be above 0")
+def _is_positive(value):
+    return value is None or 0 < value < float("inf")
+
+
+def main(_):
+    """Plays and reports as the flags say."""
+    if VIDEO.value is None:
+        program.fail("--video must be a file, the number of a camera, or a URL")
+    # Here rather than above, as it takes seconds: bad flags fail at once.
+    with program.loading():
+        from reuse_tf import files, process
+        from reuse_tf.playing import video, watch
+    try:
+        with video.Frames(VIDEO.value, every=EVERY.value) as frames:
+            model = watch.load_model(
+                MODEL.value, None if WEIGHTS.value == "random" else "imagenet"
+            )
+            frames.size = watch.frame_size(model)
+            rate = frames.rate / EVERY.value
+            drawing = program.RECORD.value and watch.Drawing(
+                program.ending(program.RECORD.value), rate
+            )
+            # What was played is reported however often Ctrl-C is pressed.
+            with process.Stop():
+                summary = watch.watch(
+                    model,
+                    frames,
+                    name=VIDEO.value,
+                    tolerance=TOLERANCE.value,
+                    calibrate_frames=max(
+                        2, round(CALIBRATE_SECONDS.value * rate)
+                    ),
+                    max_frames=MAX_FRAMES.value,
+                    compare_every=COMPARE_EVERY.value,
+                    recorder=drawing,
+                )
+                program.finish(
+                    summary,
+                    {
+                        program.SUMMARY_JSON.value: lambda: program.as_json(
+                            summary
+                        ),
+                        program.RECORD.value: lambda: drawing.finish(),
+                    },
+                )
+    except (ImportError, OSError, ValueError) as error:
+        program.fail(files.explain(error))
+
+
+if __name__ == "__main__":
+    program.run(main)
