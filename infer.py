@@ -19,8 +19,8 @@ GREEDY = flags.DEFINE_boolean(
 )
 RECORD = program.define_output(
     "record",
-    "File to write a moving picture to, as GIF: the first 300 steps of the "
-    "game, beside what was recomputed. The seconds of the environment then "
+    "File to write a moving picture to, .gif or .mp4: the first 300 steps of "
+    "the game, beside what was recomputed. The seconds of the environment then "
     "have in them what taking it took.",
 )
 flags.adopt_module_key_flags(program)
@@ -29,6 +29,11 @@ flags.adopt_module_key_flags(program)
 @flags.validator(CHECKPOINT, message="no such file or directory")
 def _exists(path):
     return path is None or os.path.exists(path)
+
+
+@flags.validator(RECORD, message="must end in .gif or .mp4")
+def _is_a_moving_picture(path):
+    return path is None or _ending(path) in (".gif", ".mp4")
 
 
 @flags.multi_flags_validator(
@@ -51,10 +56,9 @@ def main(_):
         if CHECKPOINT.value is not None:
             run = _run_of(CHECKPOINT.value, saved_settings)
         num_envs = program.NUM_ENVS.value or 1
-        frames = _value(program.PREPROCESSING, run) or "paper"
         env, policy = play.prepare(
             _value(program.GAME, run),
-            preprocessing=frames,
+            preprocessing=_value(program.PREPROCESSING, run) or "paper",
             downsample=_value(program.DOWNSAMPLE, run),
             network=program.NETWORK.value or "paper",
             filters=program.FILTERS.value,
@@ -65,12 +69,9 @@ def main(_):
         if RECORD.value is not None:
             if num_envs > 1:
                 raise ValueError("--record shows one environment, not several")
-            if frames != "paper":
-                raise ValueError(
-                    "--record shows what --preprocessing=paper sees. "
-                    f"Received: --preprocessing={frames}"
-                )
-            env = record.Recorder(env, policy, program.REUSE.value)
+            env = record.Recorder(
+                env, policy, program.REUSE.value, _ending(RECORD.value)
+            )
         # What was played is reported however often Ctrl-C is pressed.
         with process.Stop():
             summary = play.play(
@@ -87,11 +88,15 @@ def main(_):
                     program.SUMMARY_JSON.value: lambda: program.as_json(
                         summary
                     ),
-                    RECORD.value: lambda: env.gif(),
+                    RECORD.value: lambda: env.finish(),
                 },
             )
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         program.fail(files.explain(error))
+
+
+def _ending(path):
+    return os.path.splitext(path)[1].lower()
 
 
 def _run_of(checkpoint, saved_settings):

@@ -60,7 +60,8 @@ def explain(error):
     text = " ".join(str(error).split())
     # Of others the text may be no more than the key that is missing.
     known = isinstance(
-        error, (FloatingPointError, OSError, ValueError, flags.Error)
+        error,
+        (FloatingPointError, ImportError, OSError, ValueError, flags.Error),
     )
     return text if known and text else f"{type(error).__name__} {text}".strip()
 

@@ -66,6 +66,8 @@ BAD_ARGUMENTS = {
     f"--summary_json={'x' * 250}": "File name too long",
     "--record=missing/agent.gif": "record",
     "--record=": "record",
+    "--record=agent.avi": "must end in .gif or .mp4",
+    "--record=gif": "must end in .gif or .mp4",
     "--frames=3": "frames",
     "stray": "stray",
 }
@@ -100,12 +102,12 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     named = f"'{os.getcwd()}': Permission denied"
     assert_one_line(infer_here("--summary_json=new.json"), "new.json", named)
-    pathlib.Path("old.json").touch()
-    assert_one_line(infer_here("--record=old.json"), "Permission denied")
+    pathlib.Path("old.gif").touch()
+    assert_one_line(infer_here("--record=old.gif"), "Permission denied")
 
 
 def test_one_file_cannot_be_two():
-    message = infer_here("--record=x", "--summary_json=x")
+    message = infer_here("--record=x.gif", "--summary_json=x.gif")
     assert_one_line(message, "--record", "--summary_json")
 
 
@@ -171,6 +173,30 @@ def test_a_moving_picture_is_recorded():
         assert 20 <= picture.n_frames <= 26
     message = infer_here(*arguments, "--record=agent.gif", "--num_envs=2")
     assert_one_line(message, "--record")
+
+
+def test_a_video_is_recorded_of_any_frames():
+    av = pytest.importorskip("av", reason="videos need the package av")
+    assert (
+        infer_here(
+            *("--preprocessing=standard", "--network=nature"),
+            *("--filters=2,2,2", "--steps=20", "--record=agent.MP4"),
+        )
+        is None
+    )
+    with av.open("agent.MP4") as container:
+        frames = list(container.decode(video=0))
+    assert {(frame.height, frame.width) for frame in frames} == {(438, 640)}
+    assert len(frames) == 11
+    assert os.listdir() == ["agent.MP4"]
+
+
+def test_a_video_without_its_package_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = infer_here(*SMALL, "--steps=20", "--record=agent.mp4")
+    assert_one_line(message, "pip install 'reuse-tf[video]'")
+    assert capsys.readouterr().out == ""  # Nothing was played.
+    assert os.listdir() == []
 
 
 def test_interrupting_prints_the_summary_of_what_was_played():
@@ -347,15 +373,14 @@ def test_a_run_of_ppo_plays_whichever_way(capsys):
         ["--checkpoint=run"],
         ["--checkpoint=run", "--greedy", "--reuse=none"],
         ["--checkpoint=run/best.keras", "--num_envs=2"],
+        ["--checkpoint=run", "--record=game.gif"],
         ["--checkpoint=run/checkpoint-000002/policy.keras", "--greedy"],
     ):
         assert infer_here("--steps=20", *flags) is None
         printed = capsys.readouterr().out
         assert re.search(r"game: +Breakout", printed)
         assert re.search(r"steps: +20\n", printed)
-    assert_one_line(
-        infer_here("--checkpoint=run", "--record=game.gif"), "--preprocessing"
-    )
+    assert pathlib.Path("game.gif").read_bytes().startswith(b"GIF89a")
     assert_one_line(
         infer_here("--checkpoint=run", "--preprocessing=paper"), "input shape"
     )

@@ -3,11 +3,12 @@
 from reuse_tf.atari.games import games, short_name
 from reuse_tf.atari.resumable import Episode, ResumableGames, Step
 from reuse_tf.atari.single import make
-from reuse_tf.atari.vector import make_vector
+from reuse_tf.atari.vector import Screen, make_vector
 
 __all__ = [
     "Episode",
     "ResumableGames",
+    "Screen",
     "Step",
     "games",
     "make",

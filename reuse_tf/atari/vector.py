@@ -18,6 +18,9 @@ _STANDARD = {
     "noop_max": 30,
     "use_fire_reset": True,
 }
+# What leaves the beginning of a game alone.
+_BARE = {"noop_max": 0, "use_fire_reset": False}
+_MAX_STEPS = 27_000
 
 
 def make_vector(
@@ -26,7 +29,7 @@ def make_vector(
     *,
     preprocessing="paper",
     downsample=2,
-    max_steps=27_000,
+    max_steps=_MAX_STEPS,
     num_threads=0,
     autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
 ):
@@ -67,7 +70,44 @@ def make_vector(
     max_steps = check_number("max_steps", max_steps, 1)
     num_threads = check_number("num_threads", num_threads, 0)
     paper = preprocessing == "paper"
-    env = gym.make_vec(
+    env = _make(
+        game,
+        num_envs,
+        max_steps,
+        num_threads,
+        autoreset_mode,
+        _screen(game) | _BARE if paper else _STANDARD,
+    )
+    return _VectorFrames(env, downsample if paper else 1)
+
+
+class Screen:
+    """The screen of a game of `make(game, preprocessing="standard")`.
+
+    It is another such game, which does the same when given the same seeds and
+    actions: the first one takes small grey pictures only.
+
+    Args:
+        game: See `make`.
+    """
+
+    def __init__(self, game):
+        mode = gym.vector.AutoresetMode.NEXT_STEP
+        settings = _STANDARD | _screen(game) | {"grayscale": False}
+        self._env = _make(game, 1, _MAX_STEPS, 0, mode, settings)
+
+    def reset(self, seed=None):
+        """Returns the first screen of a game, uint8 `[rows, 160, 3]`."""
+        seed = None if seed is None else int(seed) % _SEEDS
+        return self._env.reset(seed=seed)[0][0, 0]
+
+    def step(self, action):
+        """Returns the screen that an action leads to."""
+        return self._env.step(np.array([action]))[0][0, 0]
+
+
+def _make(game, num_envs, max_steps, num_threads, autoreset_mode, settings):
+    return gym.make_vec(
         full_id(game),
         num_envs,
         vectorization_mode="vector_entry_point",
@@ -78,13 +118,12 @@ def make_vector(
         # game where a life is lost.
         reward_clipping=False,
         episodic_life=False,
-        **(_bare(game) if paper else _STANDARD),
+        **settings,
     )
-    return _VectorFrames(env, downsample if paper else 1)
 
 
-def _bare(game):
-    """What has a game give its whole screen, and nothing else."""
+def _screen(game):
+    """What has a game give its whole screen."""
     with contextlib.closing(gym.make(full_id(game), obs_type="ram")) as env:
         height, width = env.unwrapped.ale.getScreenDims()
     return {
@@ -92,8 +131,6 @@ def _bare(game):
         "img_width": width,
         "stack_num": 1,
         "maxpool": False,
-        "noop_max": 0,
-        "use_fire_reset": False,
     }
 
 
