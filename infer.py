@@ -4,6 +4,7 @@ import os
 
 from absl import flags
 
+import atari_flags
 import program
 
 CHECKPOINT = program.define_path(
@@ -17,31 +18,19 @@ GREEDY = flags.DEFINE_boolean(
     False,
     "Whether to do the likeliest action rather than to draw one.",
 )
-RECORD = program.define_output(
+RECORD = program.define_picture(
     "record",
     "File to write a moving picture to, .gif or .mp4: the first 300 steps of "
     "the game, beside what was recomputed. The seconds of the environment then "
     "have in them what taking it took.",
 )
+flags.adopt_module_key_flags(atari_flags)
 flags.adopt_module_key_flags(program)
 
 
 @flags.validator(CHECKPOINT, message="no such file or directory")
 def _exists(path):
     return path is None or os.path.exists(path)
-
-
-@flags.validator(RECORD, message="must end in .gif or .mp4")
-def _is_a_moving_picture(path):
-    return path is None or _ending(path) in (".gif", ".mp4")
-
-
-@flags.multi_flags_validator(
-    [RECORD, program.SUMMARY_JSON], message="--record is --summary_json"
-)
-def _are_two_files(values):
-    record, summary = values.values()
-    return record is None or summary != record
 
 
 def main(_):
@@ -55,31 +44,34 @@ def main(_):
         run = {}
         if CHECKPOINT.value is not None:
             run = _run_of(CHECKPOINT.value, saved_settings)
-        num_envs = program.NUM_ENVS.value or 1
+        num_envs = atari_flags.NUM_ENVS.value or 1
         env, policy = play.prepare(
-            _value(program.GAME, run),
-            preprocessing=_value(program.PREPROCESSING, run) or "paper",
-            downsample=_value(program.DOWNSAMPLE, run),
-            network=program.NETWORK.value or "paper",
-            filters=program.FILTERS.value,
+            _value(atari_flags.GAME, run),
+            preprocessing=_value(atari_flags.PREPROCESSING, run) or "paper",
+            downsample=_value(atari_flags.DOWNSAMPLE, run),
+            network=atari_flags.NETWORK.value or "paper",
+            filters=atari_flags.FILTERS.value,
             num_envs=num_envs,
             checkpoint=CHECKPOINT.value,
-            seed=program.SEED.value,
+            seed=atari_flags.SEED.value,
         )
         if RECORD.value is not None:
             if num_envs > 1:
                 raise ValueError("--record shows one environment, not several")
             env = record.Recorder(
-                env, policy, program.REUSE.value, _ending(RECORD.value)
+                env,
+                policy,
+                atari_flags.REUSE.value,
+                program.ending(RECORD.value),
             )
         # What was played is reported however often Ctrl-C is pressed.
         with process.Stop():
             summary = play.play(
                 env,
                 policy,
-                steps=program.STEPS.value or 3000,
-                reuse=program.REUSE.value,
-                seed=program.SEED.value,
+                steps=atari_flags.STEPS.value or 3000,
+                reuse=atari_flags.REUSE.value,
+                seed=atari_flags.SEED.value,
                 greedy=GREEDY.value,
             )
             program.finish(
@@ -93,10 +85,6 @@ def main(_):
             )
     except (FloatingPointError, ImportError, OSError, ValueError) as error:
         program.fail(files.explain(error))
-
-
-def _ending(path):
-    return os.path.splitext(path)[1].lower()
 
 
 def _run_of(checkpoint, saved_settings):

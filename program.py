@@ -14,24 +14,6 @@ from absl import app, flags
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
 
 
-class _FiltersParser(flags.ArgumentParser):
-    """Parses positive integers separated by commas."""
-
-    syntactic_help = "positive integers separated by commas"
-
-    def parse(self, argument):
-        try:
-            filters = [int(count) for count in str(argument).split(",")]
-        except ValueError:
-            filters = []
-        if not filters or min(filters) <= 0:
-            raise ValueError(f"expected {self.syntactic_help}, as in 40,80")
-        return filters
-
-    def flag_type(self):
-        return "list of integers"
-
-
 class _PathParser(flags.ArgumentParser):
     """Parses a path, in which ~ is the user's home."""
 
@@ -62,6 +44,29 @@ def define_output(name, help_):
     flag = define_path(name, help_)
     flags.register_validator(flag, _check_writable)
     return flag
+
+
+def define_picture(name, help_):
+    """Defines the flag of a moving picture to write, .gif or .mp4."""
+    flag = define_output(name, help_)
+    flags.register_validator(
+        flag,
+        lambda path: path is None or ending(path) in (".gif", ".mp4"),
+        "must end in .gif or .mp4",
+    )
+    flags.register_multi_flags_validator(
+        [flag, SUMMARY_JSON],
+        lambda values: (
+            values[name] is None or values[name] != values[SUMMARY_JSON.name]
+        ),
+        f"--{name} is --{SUMMARY_JSON.name}",
+    )
+    return flag
+
+
+def ending(path):
+    """Returns the ending of a file's name, in lower case."""
+    return os.path.splitext(path)[1].lower()
 
 
 def _check_writable(path):
@@ -95,75 +100,9 @@ def _why_not_writable(path):
     return None
 
 
-GAME = flags.DEFINE_string(
-    "game", "Pong", "Atari game, by short name (Pong) or id (ALE/Pong-v5)."
-)
-NETWORK = flags.DEFINE_enum(
-    "network",
-    None,
-    ["paper", "nature", "impala"],
-    "Network of the policy. paper: convolutions and a dense layer. nature: "
-    "that of DQN. impala: a residual network.",
-)
-FILTERS = flags.DEFINE(
-    _FiltersParser(),
-    "filters",
-    None,
-    "Filters of each convolution of the network. By default 40,80 for paper, "
-    "32,64,64 for nature, and 16,32,32 for the parts of impala.",
-    serializer=flags.CsvListSerializer(","),
-)
-PREPROCESSING = flags.DEFINE_enum(
-    "preprocessing",
-    None,
-    ["paper", "standard"],
-    "What of the screen is seen. paper: every n-th pixel in one channel. "
-    "standard: four frames of 84 x 84, as channels.",
-)
-DOWNSAMPLE = flags.DEFINE_integer(
-    "downsample",
-    2,
-    "Keep every n-th pixel of the screen: 1, 2 or 4. For "
-    "--preprocessing=paper.",
-)
-STEPS = flags.DEFINE_integer(
-    "steps",
-    None,
-    "Steps of the environments in all. By default 3000, and 1000000 for "
-    "train.py --algorithm=ppo.",
-    lower_bound=1,
-)
-NUM_ENVS = flags.DEFINE_integer(
-    "num_envs",
-    None,
-    "Environments to play at once. By default 1, and 8 for train.py "
-    "--algorithm=ppo.",
-    lower_bound=1,
-)
-REUSE = flags.DEFINE_enum(
-    "reuse",
-    "auto",
-    ["auto", "content", "temporal", "none"],
-    "What is reused. content: an activation whose inputs were seen before, "
-    "anywhere. temporal: one whose inputs are those of the last frame. auto: "
-    "content, and temporal while that does not pay. none: nothing, by plain "
-    "Keras layers.",
-)
-SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Decides the initial weights, the game and the actions.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
 SUMMARY_JSON = define_output(
     "summary_json", "File to write the summary to, as JSON."
 )
-
-
-@flags.validator(DOWNSAMPLE, message="must be 1, 2 or 4")
-def _is_downsample(value):
-    return value in (1, 2, 4)
 
 
 def run(main):

@@ -6,6 +6,7 @@ import time
 
 from absl import flags
 
+import atari_flags
 import program
 
 _OPTIMIZERS = ["adam", "rmsprop", "sgd"]
@@ -126,6 +127,7 @@ RUN_DIR = program.define_path(
     "own settings where no flags are given. By default "
     "runs/<game>-<seed>-<time>.",
 )
+flags.adopt_module_key_flags(atari_flags)
 flags.adopt_module_key_flags(program)
 
 

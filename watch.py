@@ -49,6 +49,11 @@ COMPARE_EVERY = flags.DEFINE_integer(
     "Compare every n-th frame with plain Keras, by time and error.",
     lower_bound=1,
 )
+RECORD = program.define_picture(
+    "record",
+    "File to write a moving picture to, .gif or .mp4: the video, beside what "
+    "of its pixels was handed on to the network.",
+)
 flags.adopt_module_key_flags(program)
 
 
@@ -72,8 +77,8 @@ def main(_):
             )
             frames.size = watch.frame_size(model)
             rate = frames.rate / EVERY.value
-            drawing = program.RECORD.value and watch.Drawing(
-                program.ending(program.RECORD.value), rate
+            drawing = RECORD.value and watch.Drawing(
+                program.ending(RECORD.value), rate
             )
             # What was played is reported however often Ctrl-C is pressed.
             with process.Stop():
@@ -95,7 +100,7 @@ def main(_):
                         program.SUMMARY_JSON.value: lambda: program.as_json(
                             summary
                         ),
-                        program.RECORD.value: lambda: drawing.finish(),
+                        RECORD.value: lambda: drawing.finish(),
                     },
                 )
     except (ImportError, OSError, ValueError) as error:

@@ -213,11 +213,11 @@ class TestProgram:
     def test_every_and_max_frames(self, video):
         small_model().save("model.keras")
         result = run(f"--video={video}", "--model=model.keras", "--every=4")
-        assert "frames:   13 " in result.stdout
+        assert "frames:  13 " in result.stdout
         result = run(
             f"--video={video}", "--model=model.keras", "--max_frames=5"
         )
-        assert "frames:   5 " in result.stdout
+        assert "frames:  5 " in result.stdout
 
     @pytest.mark.parametrize(
         ("arguments", "named"),

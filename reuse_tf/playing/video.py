@@ -45,6 +45,7 @@ class Frames:
         source: A file; the number of a camera, an integer or its digits; or a
             URL (`"http://..."`, `"rtsp://..."`).
         size: Height and width of the frames. By default those of the first.
+            An attribute too, which can be set until the first is given.
         every: Only every n-th frame is given, from the first one on.
         attempts: How often a URL or a camera is opened again, if no 1000
             frames come in between.
@@ -57,6 +58,7 @@ class Frames:
             Those that a decoder leaves out by itself are not among them.
         resized: Frames that were given and had not the size of the first.
         reopened: How often the URL or camera was opened again.
+        rate: Frames per second, a fraction: 25 if the source does not say.
 
     Raises:
         ImportError: If PyAV is not installed.
@@ -89,7 +91,7 @@ class Frames:
             self._options["format"] = "v4l2"
         elif not self._is_file:
             self._options["timeout"] = _TIMEOUT
-        self._size = size
+        self.size = size
         self._every = every
         self._attempts = attempts
         self._pause = pause
@@ -129,6 +131,7 @@ class Frames:
             self._container.close()
             raise ValueError(f"There is no moving picture in {self._source!r}")
         self._stream = streams[0]
+        self.rate = self._stream.average_rate or fractions.Fraction(25)
 
     def _error(self, what, error):
         """Returns an error of FFmpeg's as one that names the source."""
@@ -147,7 +150,7 @@ class Frames:
             size = (frame.height, frame.width)
             first = first or size
             self.resized += size != first
-            height, width = self._size or first
+            height, width = self.size or first
             yield frame.to_ndarray(format="rgb24", height=height, width=width)
         if not self.read:
             raise ValueError(
