@@ -312,7 +312,7 @@ def _row(runs):
     times = collections.defaultdict(list)
     for turns in runs:
         for name, result in turns.results.items():
-            _check_equal(name, result, turns.results["dense"])
+            check_equal(name, result, turns.results["dense"])
             times[f"{name}_ms"].append(turns.seconds[name])
             times[f"{name}_processor_ms"].append(turns.processor[name])
     row = dict.fromkeys(COLUMNS, "")
@@ -325,7 +325,8 @@ def _row(runs):
     return row
 
 
-def _check_equal(name, results, dense):
+def check_equal(name, results, dense):
+    """Raises a `RuntimeError` if results are not those of plain Keras."""
     for got, want in zip(
         keras.tree.flatten(results), keras.tree.flatten(dense), strict=True
     ):
