@@ -10,6 +10,7 @@ from absl import flags
 
 from reuse_tf import process
 from reuse_tf.benchmark import (
+    cameras,
     figures,
     infer,
     layer,
@@ -23,6 +24,7 @@ COMMANDS = {
     "train": train,
     "layer": layer,
     "networks": networks,
+    "cameras": cameras,
     "statistics": statistics,
     "figures": figures,
 }

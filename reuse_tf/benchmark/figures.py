@@ -34,18 +34,21 @@ _KINDS = {
     "plays": "mode",
     "layer": "target",
     "statistics": "box",
+    "cameras": "clip",
     "networks": "network",
 }
 _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
     "layer": ("changed", "eager_speed_up", "eager_net"),
     "statistics": ("downsample", *STATISTICS),
+    "cameras": ("noise", "time_over_dense", "error"),
     "networks": ("streams", "speed_up"),
 }
 _TEXTS = {
     "plays": ("game", "filters", "column"),
     "layer": ("change",),
     "statistics": ("game",),
+    "cameras": ("clip", "network", "what"),
     "networks": ("network", "frames", "what"),
 }
 _CHANGES = {
@@ -87,7 +90,8 @@ def read(paths):
 
     Returns:
         A dict of tables: `"plays"` of the commands infer and train, `"layer"`,
-        `"statistics"` and `"networks"`, as far as there are such files.
+        `"statistics"`, `"cameras"` and `"networks"`, as far as there are such
+        files.
 
     Raises:
         ValueError: If a file cannot be read, or is of no such kind.
@@ -164,6 +168,8 @@ def draw(tables):
         yield "layer", layer(tables["layer"])
     if len(tables.get("networks", ())):
         yield "networks", networks(tables["networks"])
+    if len(tables.get("cameras", ())):
+        yield "cameras", cameras(tables["cameras"])
 
 
 def heatmap(rows, setting):
@@ -493,6 +499,69 @@ def networks(rows):
     return figure
 
 
+def cameras(rows):
+    """Draws how far outputs are off against the time that they take.
+
+    Args:
+        rows: Rows of the benchmark of cameras.
+
+    Returns:
+        A figure of one axes for each network: of each clip and noise a line
+        through exact results and thresholds, and a cross for each way to look
+        at fewer frames. Errors that are infinite are left out.
+    """
+    rows = rows[(rows["what"] != "dense") & np.isfinite(rows["error"])]
+    panels = rows.groupby("network", sort=False)
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = _figure(3.2 * lines + 1, columns, lines, squeeze=False)
+    look = {
+        "x": "time_over_dense",
+        "y": "error",
+        "hue": "clip",
+        "hue_order": pandas.unique(rows["clip"]),
+        "style": "noise",
+        "style_order": sorted(pandas.unique(rows["noise"])),
+    }
+    for panel in axes.flat[len(panels) :]:
+        panel.remove()
+    for panel, (network, part) in zip(axes.flat, panels, strict=False):
+        skips = part["what"].str.startswith("every")
+        seaborn.lineplot(
+            part[~skips].sort_values("error"),
+            **look,
+            estimator=None,
+            sort=False,
+            marker="o",
+            ax=panel,
+        )
+        handles, labels = panel.get_legend_handles_labels()
+        seaborn.scatterplot(
+            part[skips],
+            **{**look, "style": None, "style_order": None},
+            marker="x",
+            linewidth=1.5,
+            ax=panel,
+        )
+        panel.axvline(1, color="black", linewidth=1)
+        panel.set_xscale("log")
+        # Those of rounding, which have no place on a logarithmic axis.
+        panel.set_yscale("symlog", linthresh=1e-3)
+        panel.set_ylim(-1e-4, max(2, 1.5 * rows["error"].max()))
+        least = min(0.2, 0.8 * rows["time_over_dense"].min())
+        panel.set_xlim(least, max(2, 1.2 * rows["time_over_dense"].max()))
+        panel.set_title(network, fontsize=10)
+        panel.set(xlabel="", ylabel="")
+        _number_axis(panel.xaxis)
+        panel.get_legend().remove()
+    figure.supxlabel("time over that of plain Keras", fontsize=10)
+    figure.supylabel("error (crosses: every 2nd, 4th frame)", fontsize=10)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=4, fontsize=8
+    )
+    return figure
+
+
 def _medians_of_games(rows, x, axes):
     """Draws a line for each column, and the middle half of the games."""
     seaborn.lineplot(
@@ -532,10 +601,10 @@ def _of(table, setting):
     return table[(table[_SETTING] == list(setting)).all(axis=1)]
 
 
-def _figure(height, columns=1, **arguments):
+def _figure(height, columns=1, rows=1, **arguments):
     with seaborn.axes_style("whitegrid"):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        return figure, figure.subplots(1, columns, **arguments)
+        return figure, figure.subplots(rows, columns, **arguments)
 
 
 def _number_axis(axis):

@@ -127,3 +127,102 @@ def of_game(network, game, streams, count, seed=0):
             frames.append(env.step(actions)[0].copy())
     keras.utils.set_random_seed(seed)
     return build(frames[0].shape[1:], num_actions), np.stack(frames)
+
+
+def _vgg(frames):
+    x = keras.layers.Rescaling(1 / 127.5, -1)(frames)
+    for stage, filters in enumerate((32, 64, 128)):
+        x = keras.layers.MaxPooling2D()(x) if stage else x
+        for _ in range(2):
+            x = keras.layers.Conv2D(
+                filters, 3, padding="same", activation="relu"
+            )(x)
+    return [x]
+
+
+def _application(constructor, frames):
+    x = keras.layers.Rescaling(1 / 127.5, -1)(frames)
+    model = constructor(include_top=False, weights=None, input_tensor=x)
+    return [model.output]
+
+
+def _convolution(x, filters, kernel_size=1, strides=1):
+    x = keras.layers.Conv2D(
+        filters, kernel_size, strides, padding="same", use_bias=False
+    )(x)
+    x = keras.layers.BatchNormalization()(x)
+    return keras.layers.Activation("silu")(x)
+
+
+def _cross_stage(x, filters, depth=1, is_residual=False):
+    """A cross stage partial block (C2f), whose split is two convolutions."""
+    parts = [_convolution(x, filters // 2), _convolution(x, filters // 2)]
+    for _ in range(depth):
+        y = _convolution(parts[-1], filters // 2, 3)
+        y = _convolution(y, filters // 2, 3)
+        parts.append(keras.layers.Add()([parts[-1], y]) if is_residual else y)
+    return _convolution(keras.layers.Concatenate()(parts), filters)
+
+
+def _detector(frames):
+    """The backbone, neck and three heads of a small YOLOv8."""
+    x = keras.layers.Rescaling(1 / 255)(frames)
+    x = _convolution(x, 16, 3, 2)
+    scales = []
+    for filters, depth in ((32, 1), (64, 2), (128, 2), (256, 1)):
+        x = _convolution(x, filters, 3, 2)
+        x = _cross_stage(x, filters, depth, is_residual=True)
+        scales.append(x)
+    pooled = [_convolution(x, 128)]
+    for _ in range(3):
+        pool = keras.layers.MaxPooling2D(5, 1, "same")
+        pooled.append(pool(pooled[-1]))
+    coarse = _convolution(keras.layers.Concatenate()(pooled), 256)
+
+    def joined(*maps):
+        return keras.layers.Concatenate()(maps)
+
+    up = keras.layers.UpSampling2D()
+    middle = _cross_stage(joined(up(coarse), scales[2]), 128)
+    fine = _cross_stage(joined(up(middle), scales[1]), 64)
+    middle = _cross_stage(joined(_convolution(fine, 64, 3, 2), middle), 128)
+    coarse = _cross_stage(joined(_convolution(middle, 128, 3, 2), coarse), 256)
+    return [
+        _convolution(_convolution(x, 64, 3), 64, 3)
+        for x in (fine, middle, coarse)
+    ]
+
+
+# By name, functions of frames that make the maps that logits are made of.
+CAMERA_NETWORKS = {
+    "vgg": _vgg,
+    "mobilenet": functools.partial(
+        _application, keras.applications.MobileNetV2
+    ),
+    "resnet": functools.partial(_application, keras.applications.ResNet50),
+    "yolo": _detector,
+}
+
+
+def of_camera(network, size, seed=0):
+    """Makes a network that tells where something covers the background.
+
+    Args:
+        network: One of `CAMERA_NETWORKS`.
+        size: Height and width of the frames, a multiple of 32.
+        seed: Decides its weights.
+
+    Returns:
+        A Keras model of frames uint8 `[N, size, size, 3]`, whose outputs are
+        logits `[N, h, w, 1]`, of one or more grids.
+    """
+    keras.utils.set_random_seed(seed)
+    frames = keras.Input((size, size, 3), dtype="uint8", name="frames")
+    logits = [
+        keras.layers.Conv2D(1, 1)(x) for x in CAMERA_NETWORKS[network](frames)
+    ]
+    model = keras.Model(frames, logits)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # Training is short.
+    return model

@@ -217,7 +217,7 @@ def measure_steps(
         runner = Runner(model, reuse)
         for batch in frames[:-rounds]:
             runner.step(batch)
-        before = _work(runner.stats)
+        before = multiply_adds(runner.stats)
         dense(0)  # The first time takes longer.
 
         def reused(i, runner=runner):
@@ -229,7 +229,7 @@ def measure_steps(
             beside = timing.alternate({"torch": in_pytorch}, rounds)
             for measured, more in zip(turns[-1], beside, strict=True):
                 measured.update(more)
-    made, whole = _work(runner.stats) - before
+    made, whole = multiply_adds(runner.stats) - before
     return {**_row(turns), "work": made / whole}
 
 
@@ -312,7 +312,7 @@ def _row(runs):
     times = collections.defaultdict(list)
     for turns in runs:
         for name, result in turns.results.items():
-            _check_equal(name, result, turns.results["dense"])
+            check_equal(name, result, turns.results["dense"])
             times[f"{name}_ms"].append(turns.seconds[name])
             times[f"{name}_processor_ms"].append(turns.processor[name])
     row = dict.fromkeys(COLUMNS, "")
@@ -325,7 +325,8 @@ def _row(runs):
     return row
 
 
-def _check_equal(name, results, dense):
+def check_equal(name, results, dense):
+    """Raises a `RuntimeError` if results are not those of plain Keras."""
     for got, want in zip(
         keras.tree.flatten(results), keras.tree.flatten(dense), strict=True
     ):
@@ -338,7 +339,8 @@ def _check_equal(name, results, dense):
             )
 
 
-def _work(stats):
+def multiply_adds(stats):
+    """Returns those that were made and those of a dense network: an array."""
     made = sum(layer.multiply_adds for layer in stats.layers.values())
     dense = sum(layer.dense_multiply_adds for layer in stats.layers.values())
     return np.array([made, dense])

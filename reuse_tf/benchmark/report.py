@@ -16,8 +16,15 @@ from reuse_tf import files
 # The columns that are no numbers, of all commands.
 _TEXTS = (
     *("mode", "game", "filters", "column", "policy_tenths", "change"),
-    *("network", "frames", "what", "reuse"),
-    *("tensorflow", "keras", "reuse_tf", "processor", "torch"),
+    *("network", "frames", "what", "reuse", "clip"),
+    *(
+        "instruction_set",
+        "tensorflow",
+        "keras",
+        "reuse_tf",
+        "processor",
+        "torch",
+    ),
 )
 
 
