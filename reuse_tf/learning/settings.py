@@ -56,16 +56,17 @@ class Settings:
 
     Training ends when `steps` or `episodes` are reached, whichever is first.
     With REINFORCE, episodes that run when `steps` are reached are cut there,
-    and take part in the last update as if they had ended; with PPO, the update
-    in which it ends is a whole one. Nothing else depends on these two, which
-    may be raised to continue a finished run, but for an annealed learning rate.
+    and take part in the last update as if they had ended, and there are never
+    more than `episodes`; with PPO, the update in which it ends is a whole one.
+    Nothing else depends on these two, which may be raised to continue a
+    finished run, but for an annealed learning rate.
 
     Where None is given, a value of `DEFAULTS` for the algorithm stands for it.
 
     Attributes:
         algorithm: `"reinforce"` or `"ppo"`.
         game: See `atari.make`.
-        preprocessing: See `atari.make`. REINFORCE takes `"paper"` only.
+        preprocessing: See `atari.make`.
         downsample: See `atari.make`.
         network: A key of `policies.NETWORKS`.
         filters: See `policies.build_network`. None stands for those of the
@@ -86,11 +87,10 @@ class Settings:
         discount: See `reinforce.discounted_returns`.
         gae_lambda: See `ppo.generalized_advantages`. (PPO)
         clip_rewards: Whether rewards are cut to their sign. (PPO)
-        num_envs: Environments that are played at once. In REINFORCE there can
-            be no more than episodes per update: an episode is played to its
-            end with the weights it began with.
-        batch_episodes: Episodes per update. None stands for `num_envs`.
-            (REINFORCE)
+        num_envs: Environments that are played at once. REINFORCE with several
+            updates the weights while episodes go on: see `Reinforce`.
+        batch_episodes: Episodes per update, or more if they end in the same
+            step. None stands for `num_envs`. (REINFORCE)
         num_steps: Steps of each environment per update. (PPO)
         epochs: How often an update uses each step. (PPO)
         minibatches: In how many parts, for each of which the weights are
@@ -157,8 +157,8 @@ class Settings:
             raise ValueError("Expected `steps` with `anneal`, to end at.")
         if self.algorithm == "ppo":
             self._check_ppo()
-        else:
-            self._check_reinforce()
+        elif self.batch_episodes is None:
+            object.__setattr__(self, "batch_episodes", self.num_envs)
 
     def _check_each(self):
         of_any = {n for defaults in DEFAULTS.values() for n in defaults}
@@ -217,21 +217,6 @@ class Settings:
             )
             if not (is_optional and getattr(self, name) is None):
                 _check(self, name, expected, is_right)
-
-    def _check_reinforce(self):
-        if self.preprocessing != "paper":
-            raise ValueError(
-                "Expected `preprocessing` to be paper with reinforce. "
-                f"Received: preprocessing={self.preprocessing}"
-            )
-        if self.batch_episodes is None:
-            object.__setattr__(self, "batch_episodes", self.num_envs)
-        if self.num_envs > self.batch_episodes:
-            raise ValueError(
-                "Expected `num_envs` to be at most `batch_episodes`. Received: "
-                f"num_envs={self.num_envs}, "
-                f"batch_episodes={self.batch_episodes}"
-            )
 
     def _check_ppo(self):
         if self.minibatches > self.num_envs * self.num_steps:
