@@ -14,8 +14,8 @@ flags.DEFINE_enum(
     "algorithm",
     "reinforce",
     ["reinforce", "ppo"],
-    "How to learn. reinforce: an update for each episode. ppo: several, with "
-    "a critic, after some steps of each environment.",
+    "How to learn. reinforce: an update after one or more episodes. ppo: "
+    "several, with a critic, after some steps of each environment.",
 )
 flags.DEFINE_integer(
     "episodes",
@@ -52,8 +52,9 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "batch_episodes",
     None,
-    "reinforce: episodes per update, no fewer than --num_envs, which is the "
-    "default.",
+    "reinforce: episodes per update, or more if they end in the same step. By "
+    "default --num_envs. Where that is above 1 other episodes go on under the "
+    "new weights.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
