@@ -301,7 +301,8 @@ def _parts(episodes, max_frames, structure, numbers):
         return
     frames = [frame for episode in episodes for frame in episode.frames]
     if structure is None:
-        numbers = np.full(len(frames), _UNKNOWN)
+        numbers = [_UNKNOWN] * len(frames)
+    numbers = np.asarray(numbers)
     for is_known in False, True:
         steps = np.flatnonzero((numbers != _UNKNOWN) == is_known)
         size = max_frames or len(frames)
@@ -323,7 +324,7 @@ class Reinforce:
     change go on with the new ones. So the older steps of an episode may have
     been chosen by older weights. The update takes them for steps of the present
     ones, as all others: its gradient is that of whole episodes at the present
-    weights.
+    weights. An episode is a whole game: the loss of a life does not end it.
 
     Besides settings and progress an iteration depends on what `state` returns
     and the learner writes, and on nothing else.
@@ -467,12 +468,13 @@ class Reinforce:
         learner = self.learner
         max_frames = learner.evaluator.max_frames
         structure = learner.evaluator.end()
-        numbers = np.concatenate([running.numbers for running in played])
+        numbers = [n for running in played for n in running.numbers]
         if self._games.num_envs == 1:
-            # Of these episodes alone, it serves as it is, if at once.
-            if len(numbers) > max_frames:
-                structure = None
+            # Recorded are just these steps, in this order. If they are too many
+            # to differentiate at once, they are searched again, part by part.
             numbers = None
+            if structure is not None and len(structure.order) > max_frames:
+                structure = None
         if structure is not None:
             for running in played:
                 running.drop_frames()
