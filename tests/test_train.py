@@ -31,6 +31,7 @@ import infer
 import train as program_train
 from reuse_tf import atari, policies
 from reuse_tf.learning import (
+    environments,
     evaluation,
     evaluators,
     ppo,
@@ -307,6 +308,61 @@ def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
                 adam.apply(gradients, plain.trainable_variables)
     for got, want in zip(model.weights, plain.weights, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_of_a2c_is_that_of_plain_formulas():
+    chosen = Settings(
+        **{"algorithm": "a2c", "game": "Catch", "network": "paper"},
+        **{"filters": (4,), "num_envs": 3, "num_steps": 8, "steps": 24},
+        clip_norm=0.2,
+    )
+    model, _ = train(chosen, "run", of_lengths(1, 2, 3))
+
+    # The same seeds.
+    seeds = np.random.SeedSequence(chosen.seed).generate_state(2)
+    rng = np.random.default_rng(seeds[0])
+    games = environments.make_games(chosen, of_lengths(1, 2, 3))
+    frames = games.reset(int(seeds[1]))
+    keras.utils.set_random_seed(chosen.seed)
+    plain = policies.build_network(
+        "paper", frames.shape[1:], 3, filters=(4,), value=True
+    )
+    before = [np.copy(weight) for weight in plain.get_weights()]
+    seen, actions, rewards, ends = [], [], [], []
+    for _ in range(8):
+        seen.append(frames)
+        actions.append(drawn(plain(frames)["logits"], rng))
+        step = games.step(actions[-1])
+        rewards.append(step.rewards)
+        ends.append(step.terminated)
+        frames = step.frames
+    assert 0 < np.sum(ends) < 8
+    targets, later = [], plain(frames)["value"][:, 0]
+    for reward, end in zip(rewards[::-1], ends[::-1], strict=True):
+        later = reward + 0.99 * np.where(end, 0, later)
+        targets.insert(0, later)
+    with tf.GradientTape() as tape:
+        outputs = plain(np.concatenate(seen))
+        log_all = tf.nn.log_softmax(outputs["logits"])
+        log_prob = tf.gather(log_all, np.concatenate(actions), batch_dims=1)
+        error = np.float32(np.concatenate(targets)) - outputs["value"][:, 0]
+        entropy = -tf.reduce_sum(tf.exp(log_all) * log_all, 1)
+        loss = tf.reduce_mean(
+            -tf.stop_gradient(error) * log_prob
+            + 0.25 * error**2
+            - 0.01 * entropy
+        )
+    gradients = tape.gradient(loss, plain.trainable_variables)
+    gradients, norm = tf.clip_by_global_norm(gradients, 0.2)
+    assert norm > 0.2
+    # Of a first step, by hand.
+    for got, weight, gradient in zip(
+        model.get_weights(), before, gradients, strict=True
+    ):
+        change = gradient / tf.sqrt(0.01 * gradient**2 + 1e-5)
+        np.testing.assert_allclose(
+            got, weight - 7e-4 * change, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_a_truncated_episode_is_worth_what_was_to_come():
@@ -1387,6 +1443,11 @@ def test_settings_are_those_that_are_usual_for_each_algorithm():
     usual = Settings(algorithm="ppo")
     assert (usual.network, usual.filters) == ("nature", (32, 64, 64))
     assert (usual.num_envs, usual.num_steps, usual.anneal) == (8, 128, True)
+    usual = Settings(algorithm="a2c")
+    assert (usual.num_envs, usual.num_steps, usual.epochs) == (16, 5, 1)
+    assert (usual.optimizer, usual.learning_rate) == ("rmsprop", 7e-4)
+    assert (usual.gae_lambda, usual.value_weight) == (1, 0.25)
+    assert (usual.entropy, usual.clip_norm) == (0.01, 0.5)
     without = Settings(algorithm="ppo", episodes=5)
     assert (without.steps, without.anneal) == (None, False)
     assert Settings(algorithm="ppo", anneal=False).anneal is False

@@ -21,6 +21,7 @@ DEFAULTS = {
         "preprocessing": "paper",
         "network": "paper",
         "num_envs": 1,
+        "optimizer": "adam",
         "learning_rate": 1e-5,
         "entropy": 0.0,
     },
@@ -29,6 +30,7 @@ DEFAULTS = {
         "preprocessing": "standard",
         "network": "nature",
         "num_envs": 8,
+        "optimizer": "adam",
         "learning_rate": 2.5e-4,
         "entropy": 0.01,
         "clip_norm": 0.5,
@@ -42,11 +44,26 @@ DEFAULTS = {
         "clip_rewards": True,
     },
 }
+# PPO that uses each step once, in one part, so that nothing is ever clipped:
+# Huang et al. (2022), https://arxiv.org/abs/2205.09123. It does not normalise
+# advantages.
+DEFAULTS["a2c"] = {
+    **DEFAULTS["ppo"],
+    "num_envs": 16,
+    "optimizer": "rmsprop",
+    "learning_rate": 7e-4,
+    "num_steps": 5,
+    "epochs": 1,
+    "minibatches": 1,
+    "gae_lambda": 1.0,
+    "value_weight": 0.25,
+}
 # What may stay None, by algorithm, as there is no bound or a number of another
 # setting stands for it.
 _OPTIONAL = {
     "reinforce": ("clip_norm", "batch_episodes"),
     "ppo": ("value_clip",),
+    "a2c": ("value_clip",),
 }
 
 
@@ -64,7 +81,8 @@ class Settings:
     Where None is given, a value of `DEFAULTS` for the algorithm stands for it.
 
     Attributes:
-        algorithm: `"reinforce"` or `"ppo"`.
+        algorithm: `"reinforce"`, `"ppo"`, or `"a2c"`, which is PPO with other
+            defaults and advantages as they are.
         game: See `atari.make`.
         preprocessing: See `atari.make`.
         downsample: See `atari.make`.
@@ -117,7 +135,7 @@ class Settings:
     episodes: int | None = None
     learning_rate: float | None = None
     anneal: bool | None = None
-    optimizer: str = "adam"
+    optimizer: str | None = None
     discount: float = 0.99
     gae_lambda: float | None = None
     clip_rewards: bool | None = None
@@ -155,7 +173,7 @@ class Settings:
             object.__setattr__(self, "filters", filters)
         if self.anneal and self.steps is None:
             raise ValueError("Expected `steps` with `anneal`, to end at.")
-        if self.algorithm == "ppo":
+        if self.algorithm != "reinforce":
             self._check_ppo()
         elif self.batch_episodes is None:
             object.__setattr__(self, "batch_episodes", self.num_envs)
