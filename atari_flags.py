@@ -56,14 +56,14 @@ STEPS = flags.DEFINE_integer(
     "steps",
     None,
     "Steps of the environments in all. By default 3000, and 1000000 for "
-    "train.py --algorithm=ppo.",
+    "train.py --algorithm=ppo and a2c.",
     lower_bound=1,
 )
 NUM_ENVS = flags.DEFINE_integer(
     "num_envs",
     None,
-    "Environments to play at once. By default 1, and 8 for train.py "
-    "--algorithm=ppo.",
+    "Environments to play at once. By default 1; for train.py 8 with "
+    "--algorithm=ppo, and 16 with a2c.",
     lower_bound=1,
 )
 REUSE = flags.DEFINE_enum(

@@ -14,9 +14,10 @@ _OPTIMIZERS = ["adam", "rmsprop", "sgd"]
 flags.DEFINE_enum(
     "algorithm",
     "reinforce",
-    ["reinforce", "ppo"],
-    "How to learn. reinforce: an update for each episode. ppo: several, with "
-    "a critic, after some steps of each environment.",
+    ["reinforce", "ppo", "a2c"],
+    "How to learn. reinforce: an update after one or more episodes. ppo: "
+    "several, with a critic, after some steps of each environment. a2c: one "
+    "then; it takes the flags of ppo.",
 )
 flags.DEFINE_integer(
     "episodes",
@@ -28,7 +29,8 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "learning_rate",
     None,
-    "Learning rate of the optimizer. By default 1e-5, and 2.5e-4 for ppo.",
+    "Learning rate of the optimizer. By default 1e-5, 2.5e-4 for ppo, and 7e-4 "
+    "for a2c.",
 )
 flags.DEFINE_boolean(
     "anneal",
@@ -36,12 +38,18 @@ flags.DEFINE_boolean(
     "ppo: whether the learning rate falls to zero at the last step. By "
     "default it does, if --steps are the bound.",
 )
-flags.DEFINE_enum("optimizer", "adam", _OPTIMIZERS, "Optimizer.")
+flags.DEFINE_enum(
+    "optimizer",
+    None,
+    _OPTIMIZERS,
+    "Optimizer. By default adam, and rmsprop for a2c.",
+)
 flags.DEFINE_float("discount", 0.99, "Discount of rewards per step.", 0.0, 1.0)
 flags.DEFINE_float(
     "gae_lambda",
     None,
-    "ppo: how far advantages look ahead, from 0 to 1. By default 0.95.",
+    "ppo: how far advantages look ahead, from 0 to 1. By default 0.95, and 1 "
+    "for a2c.",
     0.0,
     1.0,
 )
@@ -53,26 +61,27 @@ flags.DEFINE_boolean(
 flags.DEFINE_integer(
     "batch_episodes",
     None,
-    "reinforce: episodes per update, no fewer than --num_envs, which is the "
-    "default.",
+    "reinforce: episodes per update, or more if they end in the same step. By "
+    "default --num_envs. Where that is above 1 other episodes go on under the "
+    "new weights.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
     "num_steps",
     None,
-    "ppo: steps of each environment per update. By default 128.",
+    "ppo: steps of each environment per update. By default 128, and 5 for a2c.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
     "epochs",
     None,
-    "ppo: how often an update uses each step. By default 4.",
+    "ppo: how often an update uses each step. By default 4, and 1 for a2c.",
     lower_bound=1,
 )
 flags.DEFINE_integer(
     "minibatches",
     None,
-    "ppo: in how many parts. By default 4.",
+    "ppo: in how many parts. By default 4, and 1 for a2c.",
     lower_bound=1,
 )
 flags.DEFINE_float(
@@ -84,7 +93,7 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "value_weight",
     None,
-    "ppo: weight of the critic's loss. By default 0.5.",
+    "ppo: weight of the critic's loss. By default 0.5, and 0.25 for a2c.",
     lower_bound=0.0,
 )
 flags.DEFINE_float(
@@ -95,14 +104,14 @@ flags.DEFINE_float(
 flags.DEFINE_float(
     "entropy",
     None,
-    "Weight of the entropy bonus. By default 0, and 0.01 for ppo.",
+    "Weight of the entropy bonus. By default 0, and 0.01 for ppo and a2c.",
     lower_bound=0.0,
 )
 flags.DEFINE_float(
     "clip_norm",
     None,
     "Bound of the gradient's global norm. By default there is none, and 0.5 "
-    "for ppo.",
+    "for ppo and a2c.",
 )
 flags.DEFINE_integer(
     "eval_every",

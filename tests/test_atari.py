@@ -425,12 +425,23 @@ def test_restored_games_go_on_as_if_nothing_had_happened(
     # At first one that is new, then one that has a past.
     restored = atari.ResumableGames(game, 2, **arguments)
     for t, text in saved.items():
-        state = json.loads(text)
+        state, watched = json.loads(text), [[], []]
         logs = [len(log) * 3 / 4 for log in state["actions"]]
         assert max(logs) < 3 + arguments["max_log"] + longest
         assert game == "Qbert" or abs(logs[0] - logs[1]) > 3
-        frames = restored.restore(state)
+        frames = restored.restore(
+            state, lambda i, *step, to=watched: to[i].append(step)
+        )
         np.testing.assert_array_equal(frames, played[t - 1].frames)
+        for i, steps_ in enumerate(watched):
+            assert len(steps_) == state["lengths"][i]
+            for ago, (frame, action, reward) in enumerate(reversed(steps_), 1):
+                assert action == actions[t - ago, i]
+                assert reward == played[t - ago].rewards[i]
+                # Of a first step, that of a beginning.
+                np.testing.assert_array_equal(
+                    frame, played[t - ago - 1].frames[i]
+                )
         assert json.dumps(restored.state()) == text
         for row, step in zip(actions[t:], played[t:], strict=True):
             assert_same_steps(restored.step(row), step)
@@ -473,6 +484,27 @@ def test_a_step_of_games_can_be_begun_and_ended():
             games.reset(seed)
 
 
+def test_games_can_be_left_for_others():
+    games, restored = (
+        atari.ResumableGames("Pong", 2, preprocessing="paper", downsample=4)
+        for _ in range(2)
+    )
+    with pytest.raises(RuntimeError, match="`reset` or `restore`"):
+        games.begin()
+    games.reset(seed=0)
+    for actions in np.random.default_rng(0).integers(6, size=(30, 2)):
+        games.step(actions)
+    first = games.begin()
+    state = games.state()
+    assert state["restarts"] == [1, 1] and state["lengths"] == [0, 0]
+    np.testing.assert_array_equal(restored.restore(state), first)
+    for _ in range(30):
+        step = games.step([2, 3])
+        assert_same_steps(restored.step([2, 3]), step)
+    assert games.state()["lengths"] == [30, 30]
+    assert restored.state() == games.state() != state
+
+
 def test_what_is_no_state_of_games_is_refused():
     games = atari.ResumableGames("Pong", 1, preprocessing="paper", max_steps=9)
     games.reset(seed=0)
@@ -488,6 +520,8 @@ def test_what_is_no_state_of_games_is_refused():
         ({"actions": []}, r"Received: \[\]"),
         ({"actions": None}, "Received: TypeError"),
         ({"restarts": [-1]}, "restarts=-1"),
+        ({"lengths": ["long"]}, "Received: ValueError"),
+        ({"lengths": [3, 3]}, "for each of 1 environments"),
         ({"seed": None}, "seed=None"),
         ({"actions": ["AgI="]}, r"'lengths': \[3\].*'lengths': \[2\]"),
         ({"total_rewards": [1.0]}, r"'total_rewards': \[1.0\].*\[0.0\]"),

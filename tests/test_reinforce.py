@@ -269,6 +269,46 @@ def test_a_structure_takes_the_place_of_the_frames(max_frames):
         np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("max_frames", [None, 4])
+def test_a_structure_may_be_of_other_frames_and_of_some_steps(max_frames):
+    model, played = policy(), episodes(7, 1, 12)
+    want, loss, nats = keras_gradient(model, played, 0.9, 0.3)
+    frames = np.concatenate([episode.frames for episode in played])
+    runner = Runner(model)
+    # Beside others, in another order, and none of the second episode.
+    (others,) = episodes(5, seed=1)
+    known = [19, 4, 18, 5, 17, 6, 16]
+    video = np.concatenate([others.frames, frames[known]])
+    numbers = np.full(20, -1)
+    numbers[known] = 5 + np.arange(len(known))
+    for episode, begin in zip(played, (0, 7, 8), strict=True):
+        for step in range(len(episode)):
+            if begin + step in known:
+                episode.frames[step] = None
+    passed = []
+
+    def spy(frames):
+        logits = runner(frames)
+        passed.append(len(logits))
+        return logits
+
+    result = reinforce.policy_gradient(
+        spy,
+        model.trainable_variables,
+        played,
+        discount=0.9,
+        entropy=0.3,
+        max_frames=max_frames,
+        structure=runner.structure(video),
+        numbers=numbers,
+    )
+    assert passed == ([13, 7] if max_frames is None else [4, 4, 4, 1, 4, 3])
+    assert result.loss == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
+    assert result.entropy == pytest.approx(float(nats), rel=1e-5)
+    for gradient, other in zip(result.gradients, want, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("max_frames", [None, 3])
 def test_frames_are_passed_in_order_and_within_the_bound(max_frames):
     model, played = policy(), episodes(4, 0, 3)

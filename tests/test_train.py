@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -29,7 +30,14 @@ from test_files import full_disk
 import infer
 import train as program_train
 from reuse_tf import atari, policies
-from reuse_tf.learning import evaluation, ppo, reinforce, training
+from reuse_tf.learning import (
+    environments,
+    evaluation,
+    evaluators,
+    ppo,
+    reinforce,
+    training,
+)
 from reuse_tf.learning.optimizer import Optimizer
 from reuse_tf.learning.progress import Progress
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
@@ -45,6 +53,7 @@ SMALL_PPO = [
     *("--num_envs=2", "--num_steps=25", "--epochs=1", "--minibatches=2"),
     *("--eval_every=900", "--eval_episodes=1"),
 ]
+SEVERAL = ["--num_envs=3", "--batch_episodes=2", "--preprocessing=standard"]
 CHECKPOINT = ["optimizer.npz", "policy.keras", "state.json"]
 REUSES = ["content", "temporal", "none"]
 
@@ -149,6 +158,23 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+def of_lengths(*balls, make=Catch):
+    """Makes environments in turn, whose episodes are of different lengths."""
+    lengths = itertools.cycle(balls)
+    return lambda: make(balls=next(lengths))
+
+
+def drawn(logits, rng):
+    """Actions by softmax of logits."""
+    logits = np.float64(logits)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    bounds = np.cumsum(powers / powers.sum(1, keepdims=True), axis=1)
+    return [
+        int(np.searchsorted(row, uniform, "right"))
+        for row, uniform in zip(bounds, rng.random(len(bounds)), strict=True)
+    ]
+
+
 def files_of(run_dir):
     return sorted(path.name for path in pathlib.Path(run_dir).iterdir())
 
@@ -233,14 +259,7 @@ def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
             values.append(np.float64(outputs["value"])[:, 0])
             probabilities = np.exp(logits - logits.max(1, keepdims=True))
             probabilities /= probabilities.sum(1, keepdims=True)
-            actions.append(
-                [
-                    int(np.searchsorted(np.cumsum(row), uniform, "right"))
-                    for row, uniform in zip(
-                        probabilities, rng.random(4), strict=True
-                    )
-                ]
-            )
+            actions.append(drawn(logits, rng))
             rows = range(4), actions[-1]
             log_probs.append(np.log(probabilities[rows]))
             steps = [e.step(a) for e, a in zip(envs, actions[-1], strict=True)]
@@ -289,6 +308,61 @@ def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
                 adam.apply(gradients, plain.trainable_variables)
     for got, want in zip(model.weights, plain.weights, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_of_a2c_is_that_of_plain_formulas():
+    chosen = Settings(
+        **{"algorithm": "a2c", "game": "Catch", "network": "paper"},
+        **{"filters": (4,), "num_envs": 3, "num_steps": 8, "steps": 24},
+        clip_norm=0.2,
+    )
+    model, _ = train(chosen, "run", of_lengths(1, 2, 3))
+
+    # The same seeds.
+    seeds = np.random.SeedSequence(chosen.seed).generate_state(2)
+    rng = np.random.default_rng(seeds[0])
+    games = environments.make_games(chosen, of_lengths(1, 2, 3))
+    frames = games.reset(int(seeds[1]))
+    keras.utils.set_random_seed(chosen.seed)
+    plain = policies.build_network(
+        "paper", frames.shape[1:], 3, filters=(4,), value=True
+    )
+    before = [np.copy(weight) for weight in plain.get_weights()]
+    seen, actions, rewards, ends = [], [], [], []
+    for _ in range(8):
+        seen.append(frames)
+        actions.append(drawn(plain(frames)["logits"], rng))
+        step = games.step(actions[-1])
+        rewards.append(step.rewards)
+        ends.append(step.terminated)
+        frames = step.frames
+    assert 0 < np.sum(ends) < 8
+    targets, later = [], plain(frames)["value"][:, 0]
+    for reward, end in zip(rewards[::-1], ends[::-1], strict=True):
+        later = reward + 0.99 * np.where(end, 0, later)
+        targets.insert(0, later)
+    with tf.GradientTape() as tape:
+        outputs = plain(np.concatenate(seen))
+        log_all = tf.nn.log_softmax(outputs["logits"])
+        log_prob = tf.gather(log_all, np.concatenate(actions), batch_dims=1)
+        error = np.float32(np.concatenate(targets)) - outputs["value"][:, 0]
+        entropy = -tf.reduce_sum(tf.exp(log_all) * log_all, 1)
+        loss = tf.reduce_mean(
+            -tf.stop_gradient(error) * log_prob
+            + 0.25 * error**2
+            - 0.01 * entropy
+        )
+    gradients = tape.gradient(loss, plain.trainable_variables)
+    gradients, norm = tf.clip_by_global_norm(gradients, 0.2)
+    assert norm > 0.2
+    # Of a first step, by hand.
+    for got, weight, gradient in zip(
+        model.get_weights(), before, gradients, strict=True
+    ):
+        change = gradient / tf.sqrt(0.01 * gradient**2 + 1e-5)
+        np.testing.assert_allclose(
+            got, weight - 7e-4 * change, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_a_truncated_episode_is_worth_what_was_to_come():
@@ -436,9 +510,92 @@ def test_the_first_update_is_that_of_a_dense_tape(reuse):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_an_episode_is_played_with_the_weights_it_began_with(
-    num_envs, monkeypatch
+@pytest.mark.parametrize("how", ["recorded", "searched", "none"])
+def test_updates_in_several_environments_are_those_of_a_plain_loop(
+    how, monkeypatch
+):
+    """Whole episodes at the present weights, whichever chose their steps."""
+    monkeypatch.setattr(evaluators, "_VIDEO_BYTES", 20 * 21 * 21)
+    if how == "searched":  # as if tables had been full
+        monkeypatch.setattr(evaluators.Reusing, "end", lambda self: None)
+    steps, balls = 4 * 45 + 2, (1, 2, 4, 5)
+    chosen = settings(
+        **{"reuse": "none" if how == "none" else "auto", "num_envs": 4},
+        **{"steps": steps, "episodes": None, "batch_episodes": 2},
+        **{"optimizer": "sgd", "learning_rate": 0.3},
+    )
+    model, summary = train(chosen, "run", of_lengths(*balls))
+
+    # The same seeds.
+    seeds = np.random.SeedSequence(chosen.seed).generate_state(2)
+    rng = np.random.default_rng(seeds[0])
+    envs = [Catch(balls=count) for count in balls]
+    of_envs = np.random.SeedSequence(int(seeds[1])).generate_state(4)
+    for env, seed in zip(envs, of_envs.tolist(), strict=True):
+        env.reset(seed=seed)
+    frames = np.stack([env.reset()[0] for env in envs])
+    keras.utils.set_random_seed(chosen.seed)
+    plain = policy.build_policy((21, 21, 1), 3, (4,), incremental=False)
+    sgd = keras.optimizers.SGD(0.3)
+    running, ended, rows = [[] for _ in envs], [], []
+    updates = played = of_older_weights = 0
+    while played < steps:
+        actions = drawn(plain(frames), rng)
+        following = []
+        for i, (env, action) in enumerate(zip(envs, actions, strict=True)):
+            frame, reward, is_over, *_ = env.step(action)
+            if played < steps:
+                played += 1
+                running[i].append((frames[i], action, reward, updates))
+                if is_over:
+                    ended.append((running[i], "terminated"))
+                    running[i] = []
+            following.append(env.reset()[0] if is_over else frame)
+        frames = np.stack(following)
+        if played == steps:
+            ended += [(episode, "cut") for episode in running if episode]
+        elif len(ended) < 2:
+            continue
+        updates += 1
+        returns = []
+        for episode, end in ended:
+            rewards = [reward for *_, reward, _ in episode]
+            later, of_episode = 0.0, []
+            for reward in reversed(rewards):
+                later = reward + 0.99 * later
+                of_episode.insert(0, later)
+            returns += of_episode
+            rows.append((len(episode), sum(rewards), end, updates))
+            of_older_weights += episode[0][-1] < updates - 1
+        returns = (returns - np.mean(returns)) / np.std(returns)
+        all_steps = [step for episode, _ in ended for step in episode]
+        ended = []
+        with tf.GradientTape() as tape:
+            logits = plain(np.stack([frame for frame, *_ in all_steps]))
+            log_all = tf.nn.log_softmax(logits)
+            chosen_ones = [action for _, action, *_ in all_steps]
+            log_prob = tf.gather(log_all, chosen_ones, batch_dims=1)
+            entropy = -tf.reduce_sum(tf.exp(log_all) * log_all, 1)
+            loss = tf.reduce_mean(
+                -np.float32(returns) * log_prob - 0.1 * entropy
+            )
+        gradients = tape.gradient(loss, plain.trainable_variables)
+        sgd.apply(gradients, plain.trainable_variables)
+    assert updates >= 5 and of_older_weights >= 3
+    assert summary.steps == steps
+    assert rows == [
+        (
+            *(int(row["length"]), float(row["return"])),
+            *(row["end"], int(row["update"])),
+        )
+        for row in rows_of("run")
+    ]
+    for got, want in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_one_environment_plays_an_episode_with_the_weights_it_began_with(
+    monkeypatch,
 ):
     updates, versions = 0, []
     apply = Optimizer.apply
@@ -450,19 +607,17 @@ def test_an_episode_is_played_with_the_weights_it_began_with(
 
     class Versions(Catch):
         def reset(self, **arguments):
-            self.version = updates
+            self.version = None
             return super().reset(**arguments)
 
         def step(self, action):
+            if self.version is None:
+                self.version = updates
             versions.append((self.version, updates))
             return super().step(action)
 
     monkeypatch.setattr(Optimizer, "apply", spy)
-    train(
-        settings(num_envs=num_envs, batch_episodes=4, episodes=10),
-        "run",
-        Versions,
-    )
+    train(settings(num_envs=1, batch_episodes=4, episodes=10), "run", Versions)
     assert updates == 3
     assert all(began == now for began, now in versions)
 
@@ -470,12 +625,12 @@ def test_an_episode_is_played_with_the_weights_it_began_with(
 # Bounds.
 
 
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_episodes_are_played_to_their_end(num_envs):
+@pytest.mark.parametrize(("num_envs", "played"), [(1, 7), (3, 9)])
+def test_episodes_are_played_to_their_end(num_envs, played):
     _, summary = train(
         settings(episodes=7, num_envs=num_envs, batch_episodes=3), "run", Catch
     )
-    assert summary.steps == 7 * 6
+    assert summary.steps == played * 6
     assert len(summary.returns) == 7
     rows = rows_of("run")
     assert [row["update"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"]
@@ -486,19 +641,20 @@ def test_episodes_are_played_to_their_end(num_envs):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_episodes_are_cut_at_the_last_step(num_envs):
-    _, summary = train(
-        settings(
-            episodes=None, steps=19, num_envs=num_envs, batch_episodes=num_envs
-        ),
-        "run",
-        Catch,
+    chosen = settings(
+        episodes=None, steps=19, num_envs=num_envs, batch_episodes=num_envs
     )
+    _, summary = train(chosen, "run", Catch)
     assert summary.steps == 19
     rows = rows_of("run")
     assert sum(int(row["length"]) for row in rows) == 19
     assert sum(row["end"] == "cut" for row in rows) >= 1
     assert len(summary.returns) == sum(row["end"] != "cut" for row in rows)
     assert rows[-1]["steps"] == "19"
+    # Those that come when it goes on are new ones.
+    train(dataclasses.replace(chosen, steps=40), "run", Catch)
+    rows = rows_of("run")
+    assert sum(int(row["length"]) for row in rows) == 40
     for row in rows:
         assert (row["length"] == "6") == (row["end"] == "terminated")
 
@@ -599,6 +755,30 @@ def test_a_resumed_run_is_the_same_to_the_bit(reuse):
     train(settings(reuse=reuse, episodes=6), "whole", Catch)
     for episodes in (2, 4, 6):
         train(settings(reuse=reuse, episodes=episodes), "parts", Catch)
+    assert_same_run("parts", "whole")
+
+
+@pytest.mark.parametrize("reuse", ["auto", "none"])
+def test_episodes_that_run_when_it_is_killed_are_the_same_to_the_bit(reuse):
+    chosen = settings(
+        **{"num_envs": 3, "batch_episodes": 2, "reuse": reuse},
+        **{"episodes": None, "steps": 241},
+    )
+    balls = 1, 3, 8
+    train(chosen, "whole", of_lengths(*balls))
+    for left in 40, 5, 100, 60, 100:  # steps, those that are repeated too
+
+        class Killed(Catch):
+            def step(self, action):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Stopped
+                return super().step(action)
+
+        with pytest.raises(Stopped):
+            train(chosen, "parts", of_lengths(*balls, make=Killed))
+    train(chosen, "parts", of_lengths(*balls))
     assert_same_run("parts", "whole")
 
 
@@ -1213,10 +1393,9 @@ def nan_of(_):
         {"entropy": -1},
         {"clip_norm": 0},
         {"num_envs": 0},
-        {"num_envs": 3},
         {"checkpoint_seconds": -1},
         {"algorithm": "dqn"},
-        {"preprocessing": "standard"},
+        {"preprocessing": "color"},
         {"network": "resnet"},
         {"epochs": 3},
         {"clip": 0.2},
@@ -1264,6 +1443,11 @@ def test_settings_are_those_that_are_usual_for_each_algorithm():
     usual = Settings(algorithm="ppo")
     assert (usual.network, usual.filters) == ("nature", (32, 64, 64))
     assert (usual.num_envs, usual.num_steps, usual.anneal) == (8, 128, True)
+    usual = Settings(algorithm="a2c")
+    assert (usual.num_envs, usual.num_steps, usual.epochs) == (16, 5, 1)
+    assert (usual.optimizer, usual.learning_rate) == ("rmsprop", 7e-4)
+    assert (usual.gae_lambda, usual.value_weight) == (1, 0.25)
+    assert (usual.entropy, usual.clip_norm) == (0.01, 0.5)
     without = Settings(algorithm="ppo", episodes=5)
     assert (without.steps, without.anneal) == (None, False)
     assert Settings(algorithm="ppo", anneal=False).anneal is False
@@ -1314,7 +1498,6 @@ BAD_ARGUMENTS = {
     "--num_envs=0": "num_envs",
     "--algorithm=dqn": "algorithm",
     "--preprocessing=none": "preprocessing",
-    "--preprocessing=standard": "preprocessing",
     "--network=resnet": "network",
     "--epochs=2": "epochs",
     "--clip=0": "clip",
@@ -1386,7 +1569,9 @@ def test_the_program_trains_resumes_and_refuses_other_settings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [["--reuse=none"], SMALL_PPO], ids=["reinforce", "ppo"]
+    "kind",
+    [["--reuse=none"], SEVERAL, SMALL_PPO],
+    ids=["reinforce", "several", "ppo"],
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(kind):
     arguments = [*SMALL, *kind, "--steps=2000", "--checkpoint_seconds=0"]

@@ -148,6 +148,18 @@ class ResumableGames:
             [b""] * self.num_envs,
         )
 
+    def begin(self):
+        """Leaves all games where they are, and begins others.
+
+        Returns:
+            Their first frames, as `Step.frames`.
+
+        Raises:
+            RuntimeError: As `step`.
+        """
+        self._check_between_steps()
+        return self._begin_anew(np.ones(self.num_envs, bool))
+
     def step(self, actions):
         """Takes a step in every environment.
 
@@ -193,10 +205,7 @@ class ResumableGames:
                 len(self._logs[environment]) >= self._settings["max_log"]
             )
         if full.any():
-            for environment in np.flatnonzero(full):
-                self._restarts[environment] += 1
-                self._logs[environment].clear()
-            step = step._replace(frames=self._begin(full))
+            step = step._replace(frames=self._begin_anew(full))
         return step
 
     def state(self):
@@ -214,7 +223,7 @@ class ResumableGames:
             **self._outcome(),
         }
 
-    def restore(self, state):
+    def restore(self, state, watch=None):
         """Goes back to a state: all is as if nothing had come between.
 
         The actions that it holds are played again, which takes about as long
@@ -223,6 +232,9 @@ class ResumableGames:
         Args:
             state: What `state` has returned, of any `ResumableGames` that was
                 made with the same arguments; the number of threads may differ.
+            watch: A function that is told of each step of the games that go on
+                from here, those of an environment in their order: its number,
+                the frame that was acted on, the action, and the reward.
 
         Returns:
             The frames to act on next, as `Step.frames`.
@@ -231,8 +243,8 @@ class ResumableGames:
             ValueError: If it is no such state, or its actions lead elsewhere,
                 as they may with another version of ale-py.
         """
-        seed, restarts, logs = self._parse(state)
-        frames = self._replay(seed, restarts, logs)
+        seed, restarts, logs, lengths = self._parse(state)
+        frames = self._replay(seed, restarts, logs, lengths, watch)
         expected = {name: state.get(name) for name in self._outcome()}
         if self._outcome() != expected:
             self._begun = False
@@ -252,16 +264,19 @@ class ResumableGames:
         if self._sent is not None:
             raise RuntimeError("`recv` must be called after `send`")
 
-    def _replay(self, seed, restarts, logs):
-        """Plays logs from their seeds on. Returns the frames that follow."""
+    def _replay(self, seed, restarts, logs, lengths=0, watch=None):
+        """Plays logs from their seeds on. Returns the frames that follow.
+
+        The last `lengths` steps of the environments are watched.
+        """
         if self._sent is not None:
             self._env.recv()
         # Should this be interrupted, a reset is due.
         self._begun, self._sent = False, None
         self._seed, self._restarts = seed, restarts
         self._logs = [bytearray(log) for log in logs]
-        lengths = np.array([len(log) for log in logs])
-        longest = lengths.max()
+        logged = np.array([len(log) for log in logs])
+        longest = logged.max()
         # All end at the same time. What an environment does before its seed
         # makes no difference.
         actions = np.zeros((longest, self.num_envs), np.int64)
@@ -270,14 +285,23 @@ class ResumableGames:
             actions[first:, environment] = np.frombuffer(log, np.uint8)
         frames = self._begin(np.ones(self.num_envs, bool))
         for step, left in enumerate(range(longest, -1, -1)):
-            begins = lengths == left
+            begins = logged == left
             if step > 0 and begins.any():
                 frames = self._begin(begins)
             if left > 0:
                 self._env.send(actions[step])
-                frames = self._recv().frames
+                acted, (frames, rewards, *_) = frames, self._recv()
+                for i in np.flatnonzero(left <= lengths) if watch else ():
+                    watch(int(i), acted[i], int(actions[step, i]), rewards[i])
         self._begun = True
         return frames
+
+    def _begin_anew(self, mask):
+        """Begins games of some environments from their next seeds."""
+        for environment in np.flatnonzero(mask):
+            self._restarts[environment] += 1
+            self._logs[environment].clear()
+        return self._begin(mask)
 
     def _begin(self, mask):
         """Begins games of some environments from seeds of their own."""
@@ -337,6 +361,7 @@ class ResumableGames:
         try:
             settings = {name: state[name] for name in self._settings}
             seed, restarts = state["seed"], state["restarts"]
+            lengths = np.array(state["lengths"], np.int64)
             logs = [
                 base64.b64decode(log, validate=True) for log in state["actions"]
             ]
@@ -356,6 +381,7 @@ class ResumableGames:
         longest = self._settings["max_log"] + self._settings["max_steps"]
         if not (
             len(restarts) == len(logs) == self.num_envs
+            and lengths.shape == (self.num_envs,)
             and all(len(log) < longest for log in logs)
             and all(max(log, default=0) < self.num_actions for log in logs)
         ):
@@ -365,4 +391,4 @@ class ResumableGames:
                 f"Received: {[len(log) for log in logs]} actions, the greatest "
                 f"{max(b''.join(logs), default=None)}"
             )
-        return seed, list(restarts), logs
+        return seed, list(restarts), logs, lengths

@@ -9,20 +9,23 @@ import numpy as np
 from reuse_tf import atari
 
 
-def make(settings, make_env=None):
-    """Makes the environments of a training.
+def make_one(settings, make_env=None):
+    """Makes a single environment, to be played one episode after the other.
 
     Args:
-        settings: `Settings`.
-        make_env: A function that makes one. By default `atari.make` does.
+        settings: `Settings`, of the paper's preprocessing.
+        make_env: A function that makes it. By default `atari.make` does.
 
     Returns:
-        A list of `gymnasium.Env`.
+        A `One`.
+
+    Raises:
+        ValueError: As `make_games`.
     """
     make_env = make_env or functools.partial(
         atari.make, settings.game, downsample=settings.downsample
     )
-    return [make_env() for _ in range(settings.num_envs)]
+    return One(make_env())
 
 
 def spaces(env):
@@ -91,6 +94,9 @@ class Gathered:
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
         for env, env_seed in zip(self._envs, seeds.tolist(), strict=True):
             env.reset(seed=env_seed)
+        return self.begin()
+
+    def begin(self):
         self._running = [_Running(env) for env in self._envs]
         return np.stack([running.frame for running in self._running])
 
@@ -112,7 +118,8 @@ class Gathered:
         rewards, terminated, truncated = zip(*steps, strict=True)
         return atari.Step(
             np.stack([running.frame for running in self._running]),
-            np.array(rewards, np.float32),
+            # float64, which is what an environment of any kind may give.
+            np.array(rewards, np.float64),
             np.zeros(self.num_envs, bool),
             np.array(terminated, bool),
             np.array(truncated, bool),
@@ -129,13 +136,16 @@ class Gathered:
             for running in self._running
         ]
 
-    def restore(self, values):
+    def restore(self, values, watch=None):
         self._running = []
-        for env, saved in zip(self._envs, values, strict=True):
+        for i, (env, saved) in enumerate(zip(self._envs, values, strict=True)):
             restore(env, saved["begin"])
             running = _Running(env)
             for action in saved["actions"]:
-                running.step(action)
+                frame = running.frame
+                reward, *_ = running.step(action)
+                if watch is not None:
+                    watch(i, frame, action, reward)
             if running.total_reward != saved["total_reward"]:
                 raise ValueError(
                     "an environment's actions lead to a total reward of "
@@ -148,6 +158,31 @@ class Gathered:
     def close(self):
         for env in self._envs:
             env.close()
+
+
+class One(Gathered):
+    """A single environment in that form, whose state is that of its beginning.
+
+    It is asked for between episodes, so no action is to be played again.
+
+    Args:
+        env: A `gymnasium.Env`.
+    """
+
+    def __init__(self, env):
+        super().__init__([env])
+
+    def reset(self, seed):
+        self._envs[0].reset(seed=seed)
+        return self.begin()
+
+    def state(self):
+        return [self._running[0].begin]
+
+    def restore(self, values, watch=None):
+        (begin,) = values
+        restore(self._envs[0], begin)
+        return self.begin()
 
 
 class _Running:

@@ -47,20 +47,13 @@ class Reusing:
         """Has what is acted from now on be differentiated at less cost."""
         self._runner.record()
 
-    def end(self, order):
+    def end(self):
         """Returns the `Structure` of all frames acted upon since `begin`.
 
-        Args:
-            order: Of each frame, its number in the order of acting.
-
-        Returns:
-            Its frames are in the order of the argument. None if there is
-            none, or too much to differentiate at once.
+        They are in the order of acting. None if there is none: see
+        `Runner.recorded`.
         """
-        structure = self._runner.recorded()
-        if structure is None or len(order) > self.max_frames:
-            return None
-        return structure._replace(order=tf.gather(structure.order, order))
+        return self._runner.recorded()
 
     def minibatches(self, frames):
         """Ends what `begin` began, for parts of the frames.
@@ -73,7 +66,7 @@ class Reusing:
             A function from some of their numbers to what `outputs_fn` takes
             for these frames.
         """
-        structure = self._runner.recorded()
+        structure = self.end()
         if structure is None:
             structure = self._runner.structure(frames)
         return structure.take
@@ -104,7 +97,7 @@ class Plain:
     def begin(self):
         pass
 
-    def end(self, order):
+    def end(self):
         return None
 
     def minibatches(self, frames):

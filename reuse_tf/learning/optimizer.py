@@ -14,6 +14,8 @@ _OPTIMIZERS = {
 def make_optimizer(settings, variables, epsilon):
     """Returns the `Optimizer` of variables that `Settings` describe."""
     others = {} if settings.optimizer == "sgd" else {"epsilon": epsilon}
+    if (settings.algorithm, settings.optimizer) == ("a2c", "rmsprop"):
+        others["rho"] = 0.99  # as is usual there
     # Keras keeps the learning rate in its default type, whichever that is.
     floatx = keras.config.floatx()
     keras.config.set_floatx("float32")

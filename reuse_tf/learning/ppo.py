@@ -302,6 +302,9 @@ class PPO:
 
     The loss of a life ends an episode for the advantages, though not the game.
 
+    A2C is the same with one epoch and one minibatch, whose gradient is that of
+    `reinforce.policy_gradient_loss`, but advantages are not normalised.
+
     Args:
         settings: `Settings`.
         make_env: See `training.train`.
@@ -504,7 +507,8 @@ class PPO:
     ):
         """The loss of a minibatch, its parts, and how far the policy went."""
         settings = self._settings
-        advantages = normalize_advantages(advantages)
+        if settings.algorithm != "a2c":
+            advantages = normalize_advantages(advantages)
         policy = clipped_policy_loss(
             logits, actions, old_log_probs, advantages, settings.clip
         )

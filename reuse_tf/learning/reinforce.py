@@ -20,6 +20,8 @@ from reuse_tf.policies import Sampler
 
 # What Adam and RMSprop add to denominators: Keras's default.
 _EPSILON = 1e-7
+# The number of a frame that is in no structure.
+_UNKNOWN = -1
 
 
 def discounted_returns(rewards, discount):
@@ -219,6 +221,7 @@ def policy_gradient(
     entropy=0.0,
     max_frames=None,
     structure=None,
+    numbers=None,
 ):
     """Computes the gradient of the loss per step of episodes.
 
@@ -240,6 +243,9 @@ def policy_gradient(
         structure: The `reuse_tf.Structure` of the frames of all episodes, one
             after the other, for a `Runner` to be called with at once, instead
             of the episodes' `frames`.
+        numbers: Integers, by step of all episodes, if `structure` is one of
+            other frames too, or not of all of these: a frame's number in it, or
+            -1 if it is not there but in the episode's `frames`.
 
     Returns:
         A `Gradient`.
@@ -257,15 +263,10 @@ def policy_gradient(
             [discounted_returns(e.rewards, discount) for e in episodes]
         )
     )
-    frames = [frame for episode in episodes for frame in episode.frames]
-    size = steps if structure is not None else max_frames or steps
     gradients, loss, nats = None, 0.0, 0.0
-    for begin in range(0, steps, size):
-        part = slice(begin, begin + size)
+    for part, frames in _parts(episodes, max_frames, structure, numbers):
         with tf.GradientTape() as tape:
-            logits = logits_fn(
-                np.stack(frames[part]) if structure is None else structure
-            )
+            logits = logits_fn(frames)
             part_nats = entropy_bonus(logits) / steps
             part_loss = (
                 policy_gradient_loss(
@@ -290,12 +291,43 @@ def policy_gradient(
     return Gradient(gradients, loss, nats)
 
 
+def _parts(episodes, max_frames, structure, numbers):
+    """Yields steps, among those of all episodes, and frames to pass for them.
+
+    The arguments are those of `policy_gradient`.
+    """
+    if structure is not None and numbers is None:
+        yield slice(None), structure
+        return
+    frames = [frame for episode in episodes for frame in episode.frames]
+    if structure is None:
+        numbers = [_UNKNOWN] * len(frames)
+    numbers = np.asarray(numbers)
+    for is_known in False, True:
+        steps = np.flatnonzero((numbers != _UNKNOWN) == is_known)
+        size = max_frames or len(frames)
+        for begin in range(0, len(steps), size):
+            part = steps[begin : begin + size]
+            if is_known:
+                yield part, structure.take(numbers[part])
+            else:
+                yield part, np.stack([frames[step] for step in part])
+
+
 class Reinforce:
     """REINFORCE in the environments of a run.
 
-    An iteration is an update, of episodes that are each played to their end
-    with the weights of the update before. Besides settings and progress it
-    depends on what `state` returns and the learner writes, and on nothing else.
+    An iteration is an update, as soon as `batch_episodes` episodes have ended.
+    One environment plays them one after the other, each with the weights of
+    the update before. Several never wait for each other: where an episode has
+    ended the next one begins, and those that have not ended when the weights
+    change go on with the new ones. So the older steps of an episode may have
+    been chosen by older weights. The update takes them for steps of the present
+    ones, as all others: its gradient is that of whole episodes at the present
+    weights. An episode is a whole game: the loss of a life does not end it.
+
+    Besides settings and progress an iteration depends on what `state` returns
+    and the learner writes, and on nothing else.
 
     Args:
         settings: `Settings`.
@@ -313,26 +345,24 @@ class Reinforce:
     def __init__(self, settings, make_env=None, network=None):
         self._settings = settings
         self._network = network
-        self._envs = environments.make(settings, make_env)
-        self._frame_shape, self._num_actions = environments.spaces(
-            self._envs[0]
-        )
+        make = environments.make_games
+        if settings.num_envs == 1 and settings.preprocessing == "paper":
+            make = environments.make_one
+        self._games = make(settings, make_env)
         self.learner = None
 
     def build(self):
         """Makes the policy and its optimizer, which takes seconds."""
-        settings = self._settings
-        seeds = np.random.SeedSequence(settings.seed).generate_state(
-            settings.num_envs + 1
-        )
-        for env, seed in zip(self._envs, seeds[1:].tolist(), strict=True):
-            env.reset(seed=seed)
+        settings, games = self._settings, self._games
+        seeds = np.random.SeedSequence(settings.seed).generate_state(2)
         self._rng = np.random.default_rng(seeds[0])
+        self._frames = games.reset(int(seeds[1]))
+        self._running = [_Running() for _ in range(games.num_envs)]
         self._sample = Sampler(self._rng)
         self.learner = Learner(
-            self._settings,
-            self._frame_shape,
-            self._num_actions,
+            settings,
+            games.frame_shape,
+            games.num_actions,
             network=self._network,
             epsilon=_EPSILON,
         )
@@ -355,74 +385,72 @@ class Reinforce:
             FloatingPointError: If the loss, a gradient, a weight or a logit is
                 not finite.
         """
-        settings = self._settings
-        count, max_steps = settings.batch_episodes, None
-        if settings.episodes is not None:
-            count = min(count, settings.episodes - progress.episodes)
-        if settings.steps is not None:
-            max_steps = settings.steps - progress.steps
         self.learner.evaluator.begin()
-        played = self._play(count, max_steps, progress, bar, stop)
+        played = self._play(progress, bar, stop)
         if stop.requested:
             return None
         begin = time.perf_counter()
         scalars = self._update(played)
         progress.update_seconds += time.perf_counter() - begin
         return [
-            (len(slot.episode), sum(slot.episode.rewards), slot.end)
-            for slot in played
+            (len(running), sum(running.episode.rewards), running.end)
+            for running in played
         ], scalars
 
-    def _play(self, count, max_steps, progress, bar, stop):
-        """Plays episodes, as many at once as there are environments.
+    def _play(self, progress, bar, stop):
+        """Plays until there are episodes for an update, or steps at an end.
 
         Args:
-            count: Episodes to begin.
-            max_steps: Steps after which episodes are cut, or None.
             progress: See `iterate`.
             bar: Likewise.
             stop: Likewise.
 
         Returns:
-            A list of `_Slot`, in the order in which their episodes began.
+            A list of `_Running`, in the order in which their episodes ended,
+            those that are cut being the last.
         """
-        begin = time.perf_counter()
-        slots = [_Slot(env) for env in self._envs[:count]]
-        progress.environment_seconds += time.perf_counter() - begin
-        begun = list(slots)
-        act, frames = self.learner.evaluator.act, ()
-        played = 0
-        while slots and played != max_steps and not stop.requested:
-            left = None if max_steps is None else max_steps - played
+        settings, games = self._settings, self._games
+        most = None  # episodes
+        enough = settings.batch_episodes
+        if settings.episodes is not None:
+            most = settings.episodes - progress.episodes
+            enough = min(enough, most)
+        for running in self._running:
+            running.forget_numbers()
+        act, ended, acted = self.learner.evaluator.act, [], 0
+        acting = np.empty_like(self._frames)  # the same array every time
+        while len(ended) < enough and not stop.requested:
             begin = time.perf_counter()
-            acting = slots[:left]
-            if len(frames) != len(acting):  # else the same array again
-                frames = np.empty((len(acting), *self._frame_shape), np.uint8)
-            for index, slot in enumerate(acting):
-                frames[index] = slot.frame
-            actions = self._sample(act(frames))
+            acting[:] = self._frames
+            actions = self._sample(act(acting))
             chosen = time.perf_counter()
-            for index, (slot, action) in enumerate(
-                zip(acting, actions, strict=True)
-            ):
-                frame, reward, terminated, truncated, _ = slot.env.step(action)
-                slot.episode.append(slot.frame, action, reward)
-                slot.numbers.append(played + index)
-                slot.frame = _read_only(frame)
-                if terminated or truncated:
-                    slot.end = "terminated" if terminated else "truncated"
-                    slots[index] = None
-                    if len(begun) < count:
-                        slots[index] = _Slot(slot.env)
-                        begun.append(slots[index])
-            slots = [slot for slot in slots if slot is not None]
-            played += len(acting)
+            step = games.step(actions)
+            self._frames = step.frames
+            counted = games.num_envs
+            if settings.steps is not None:
+                # What is beyond them is played, and left out.
+                counted = min(counted, settings.steps - progress.steps)
+            for i, running in enumerate(self._running[:counted]):
+                running.append(
+                    acting[i], actions[i], step.rewards[i], acted + i
+                )
+                if step.terminated[i] or step.truncated[i]:
+                    is_over = step.terminated[i]
+                    running.end = "terminated" if is_over else "truncated"
+                    ended.append(running)
+                    self._running[i] = _Running()
+            acted += games.num_envs
+            progress.steps += counted
+            if progress.steps == settings.steps:
+                ended += [running for running in self._running if len(running)]
+                enough = len(ended)
+                self._frames = games.begin()
+                self._running = [_Running() for _ in self._running]
             end = time.perf_counter()
             progress.policy_seconds += chosen - begin
             progress.environment_seconds += end - chosen
-            progress.steps += len(acting)
             bar.update(progress.steps)
-        return [slot for slot in begun if len(slot.episode)]
+        return ended[:most]
 
     def _update(self, played):
         """Differentiates episodes and updates the weights.
@@ -431,27 +459,34 @@ class Reinforce:
         memory that this took.
 
         Args:
-            played: A list of `_Slot`. The frames of their episodes are dropped
-                if not needed.
+            played: A list of `_Running`. The frames of their episodes are
+                dropped if not needed.
 
         Returns:
             A dict of numbers to log.
         """
-        episodes = [slot.episode for slot in played]
-        order = [number for slot in played for number in slot.numbers]
         learner = self.learner
-        structure = learner.evaluator.end(order)
+        max_frames = learner.evaluator.max_frames
+        structure = learner.evaluator.end()
+        numbers = [n for running in played for n in running.numbers]
+        if self._games.num_envs == 1:
+            # Recorded are just these steps, in this order. If they are too many
+            # to differentiate at once, they are searched again, part by part.
+            numbers = None
+            if structure is not None and len(structure.order) > max_frames:
+                structure = None
         if structure is not None:
-            for episode in episodes:
-                episode.frames.clear()
+            for running in played:
+                running.drop_frames()
         gradient = policy_gradient(
             learner.evaluator.outputs_fn,
             learner.optimizer.variables,
-            episodes,
+            [running.episode for running in played],
             discount=self._settings.discount,
             entropy=self._settings.entropy,
-            max_frames=learner.evaluator.max_frames,
+            max_frames=max_frames,
             structure=structure,
+            numbers=numbers,
         )
         norm = learner.optimizer.apply(gradient.gradients)
         return {
@@ -464,35 +499,61 @@ class Reinforce:
         """Returns the state of the actions and the environments, for JSON."""
         return {
             "actions": self._rng.bit_generator.state,
-            "environments": [environments.state(env) for env in self._envs],
+            "environments": self._games.state(),
         }
 
     def restore(self, state):
         """Goes back to what `state` has returned.
 
+        The steps of episodes that go on are those that the environments play
+        again.
+
         Raises:
             Exception: Of any kind, if it is something else.
         """
         self._rng.bit_generator.state = state["actions"]
-        for env, values in zip(self._envs, state["environments"], strict=True):
-            environments.restore(env, values)
+        self._running = [_Running() for _ in self._running]
+        self._frames = self._games.restore(
+            state["environments"],
+            lambda i, *step: self._running[i].append(*step, _UNKNOWN),
+        )
 
     def close(self):
         """Closes the environments."""
-        for env in self._envs:
-            env.close()
+        self._games.close()
 
 
-class _Slot:
-    """An environment in which an episode is played."""
+class _Running:
+    """An episode of an environment, and where its frames were recorded.
 
-    def __init__(self, env):
-        self.env = env
+    Attributes:
+        episode: An `Episode`.
+        numbers: By step, its number among all that were acted upon since the
+            last update, or `_UNKNOWN` if it is from before.
+        end: See `Row`.
+    """
+
+    def __init__(self):
         self.episode = Episode()
-        self.numbers = []  # of its steps, among all in the order of acting
+        self.numbers = []
         self.end = "cut"  # unless it comes to another
-        frame, _ = env.reset()
-        self.frame = _read_only(frame)
+
+    def __len__(self):
+        return len(self.episode)
+
+    def append(self, frame, action, reward, number):
+        self.episode.append(frame, action, reward)
+        self.numbers.append(number)
+
+    def forget_numbers(self):
+        self.numbers = [_UNKNOWN] * len(self)
+
+    def drop_frames(self):
+        """Keeps the frames of unknown number alone."""
+        frames = self.episode.frames
+        for step, number in enumerate(self.numbers):
+            if number != _UNKNOWN:
+                frames[step] = None
 
 
 def _read_only(frame):

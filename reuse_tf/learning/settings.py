@@ -21,6 +21,7 @@ DEFAULTS = {
         "preprocessing": "paper",
         "network": "paper",
         "num_envs": 1,
+        "optimizer": "adam",
         "learning_rate": 1e-5,
         "entropy": 0.0,
     },
@@ -29,6 +30,7 @@ DEFAULTS = {
         "preprocessing": "standard",
         "network": "nature",
         "num_envs": 8,
+        "optimizer": "adam",
         "learning_rate": 2.5e-4,
         "entropy": 0.01,
         "clip_norm": 0.5,
@@ -42,11 +44,26 @@ DEFAULTS = {
         "clip_rewards": True,
     },
 }
+# PPO that uses each step once, in one part, so that nothing is ever clipped:
+# Huang et al. (2022), https://arxiv.org/abs/2205.09123. It does not normalise
+# advantages.
+DEFAULTS["a2c"] = {
+    **DEFAULTS["ppo"],
+    "num_envs": 16,
+    "optimizer": "rmsprop",
+    "learning_rate": 7e-4,
+    "num_steps": 5,
+    "epochs": 1,
+    "minibatches": 1,
+    "gae_lambda": 1.0,
+    "value_weight": 0.25,
+}
 # What may stay None, by algorithm, as there is no bound or a number of another
 # setting stands for it.
 _OPTIONAL = {
     "reinforce": ("clip_norm", "batch_episodes"),
     "ppo": ("value_clip",),
+    "a2c": ("value_clip",),
 }
 
 
@@ -56,16 +73,18 @@ class Settings:
 
     Training ends when `steps` or `episodes` are reached, whichever is first.
     With REINFORCE, episodes that run when `steps` are reached are cut there,
-    and take part in the last update as if they had ended; with PPO, the update
-    in which it ends is a whole one. Nothing else depends on these two, which
-    may be raised to continue a finished run, but for an annealed learning rate.
+    and take part in the last update as if they had ended, and there are never
+    more than `episodes`; with PPO, the update in which it ends is a whole one.
+    Nothing else depends on these two, which may be raised to continue a
+    finished run, but for an annealed learning rate.
 
     Where None is given, a value of `DEFAULTS` for the algorithm stands for it.
 
     Attributes:
-        algorithm: `"reinforce"` or `"ppo"`.
+        algorithm: `"reinforce"`, `"ppo"`, or `"a2c"`, which is PPO with other
+            defaults and advantages as they are.
         game: See `atari.make`.
-        preprocessing: See `atari.make`. REINFORCE takes `"paper"` only.
+        preprocessing: See `atari.make`.
         downsample: See `atari.make`.
         network: A key of `policies.NETWORKS`.
         filters: See `policies.build_network`. None stands for those of the
@@ -86,11 +105,10 @@ class Settings:
         discount: See `reinforce.discounted_returns`.
         gae_lambda: See `ppo.generalized_advantages`. (PPO)
         clip_rewards: Whether rewards are cut to their sign. (PPO)
-        num_envs: Environments that are played at once. In REINFORCE there can
-            be no more than episodes per update: an episode is played to its
-            end with the weights it began with.
-        batch_episodes: Episodes per update. None stands for `num_envs`.
-            (REINFORCE)
+        num_envs: Environments that are played at once. REINFORCE with several
+            updates the weights while episodes go on: see `Reinforce`.
+        batch_episodes: Episodes per update, or more if they end in the same
+            step. None stands for `num_envs`. (REINFORCE)
         num_steps: Steps of each environment per update. (PPO)
         epochs: How often an update uses each step. (PPO)
         minibatches: In how many parts, for each of which the weights are
@@ -117,7 +135,7 @@ class Settings:
     episodes: int | None = None
     learning_rate: float | None = None
     anneal: bool | None = None
-    optimizer: str = "adam"
+    optimizer: str | None = None
     discount: float = 0.99
     gae_lambda: float | None = None
     clip_rewards: bool | None = None
@@ -155,10 +173,10 @@ class Settings:
             object.__setattr__(self, "filters", filters)
         if self.anneal and self.steps is None:
             raise ValueError("Expected `steps` with `anneal`, to end at.")
-        if self.algorithm == "ppo":
+        if self.algorithm != "reinforce":
             self._check_ppo()
-        else:
-            self._check_reinforce()
+        elif self.batch_episodes is None:
+            object.__setattr__(self, "batch_episodes", self.num_envs)
 
     def _check_each(self):
         of_any = {n for defaults in DEFAULTS.values() for n in defaults}
@@ -217,21 +235,6 @@ class Settings:
             )
             if not (is_optional and getattr(self, name) is None):
                 _check(self, name, expected, is_right)
-
-    def _check_reinforce(self):
-        if self.preprocessing != "paper":
-            raise ValueError(
-                "Expected `preprocessing` to be paper with reinforce. "
-                f"Received: preprocessing={self.preprocessing}"
-            )
-        if self.batch_episodes is None:
-            object.__setattr__(self, "batch_episodes", self.num_envs)
-        if self.num_envs > self.batch_episodes:
-            raise ValueError(
-                "Expected `num_envs` to be at most `batch_episodes`. Received: "
-                f"num_envs={self.num_envs}, "
-                f"batch_episodes={self.batch_episodes}"
-            )
 
     def _check_ppo(self):
         if self.minibatches > self.num_envs * self.num_steps:

@@ -29,7 +29,7 @@ from reuse_tf.policies.run_directory import (
 )
 
 # Classes with the methods and attributes of `Reinforce`.
-ALGORITHMS = {"reinforce": Reinforce, "ppo": PPO}
+ALGORITHMS = {"reinforce": Reinforce, "ppo": PPO, "a2c": PPO}
 # Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
 
