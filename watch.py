@@ -80,16 +80,20 @@ def main(_):
             drawing = RECORD.value and watch.Drawing(
                 program.ending(RECORD.value), rate
             )
+            found = TOLERANCE.value and watch.calibrate(
+                model,
+                frames,
+                TOLERANCE.value,
+                max(4, round(CALIBRATE_SECONDS.value * rate)),
+                name=VIDEO.value,
+            )
             # What was played is reported however often Ctrl-C is pressed.
             with process.Stop():
                 summary = watch.watch(
                     model,
                     frames,
                     name=VIDEO.value,
-                    tolerance=TOLERANCE.value,
-                    calibrate_frames=max(
-                        2, round(CALIBRATE_SECONDS.value * rate)
-                    ),
+                    found=found,
                     max_frames=MAX_FRAMES.value,
                     compare_every=COMPARE_EVERY.value,
                     recorder=drawing,

@@ -55,6 +55,8 @@ class Node:
         threshold: When stepping, rows of which no value moved by more than
             this since they were last handed on are not handed on. Of the
             frames, the values are those that come in.
+        is_input: Whether it is a copy of what its layer is given, which has the
+            layer's own threshold.
     """
 
     kind: str
@@ -69,6 +71,12 @@ class Node:
     number: int = -1
     per_frame: bool = False
     threshold: float = 0.0
+    is_input: bool = False
+
+    @property
+    def name(self):
+        """What it is called: its layer, or that layer's input."""
+        return f"{self.layer.name}/input" if self.is_input else self.layer.name
 
     @property
     def whole(self):
@@ -451,8 +459,8 @@ def _conv2d(call):
 def _limited(call, value, threshold):
     """A copy of a map, as others may look at it too, with a threshold."""
     copy = _moved(call, value, [0, 0, 0, 0], value.shape)
-    copy.node.layer = value.node.layer
     copy.node.threshold = threshold
+    copy.node.is_input = True
     return copy
 
 
@@ -1241,7 +1249,6 @@ def _fold_padding(draft):
         if (
             isinstance(pad.layer, keras.layers.ZeroPadding2D)
             and pad.kind == "pool"
-            and not pad.threshold
             and count[id(pad)] == 1
         ):
             node.window = (*node.window[:-1], pad.window[-1])
@@ -1342,7 +1349,7 @@ class Graph:
         }
         # Those that are counted, and what they are called.
         self.counted = [n for n in nodes if n.kind not in ("frames", "weights")]
-        self.names = _unique([node.layer.name for node in self.counted])
+        _, *self.names = _unique(["frames", *(n.name for n in self.counted)])
         # The maps whose rows are handed on, "frames" being what comes in.
         self.maps = {
             **dict(zip(self.names, self.counted, strict=True)),
@@ -1528,13 +1535,17 @@ def _one_pixel_patches(node, rows):
 
 
 def _unique(names):
-    """Numbers names that come again, as of a layer at two places."""
-    unique, count = [], {}
+    """Numbers names that come again, as of a layer at two places.
+
+    No number makes a name that another has by itself.
+    """
+    unique, taken, count = [], set(names), {}
     for name in names:
         candidate = name
-        while candidate in count:
+        while name in count and candidate in taken:
             candidate = f"{name}_{count[name]}"
             count[name] += 1
-        count[candidate] = count.get(candidate, 0) or 1
+        count.setdefault(name, 1)
+        taken.add(candidate)
         unique.append(candidate)
     return unique

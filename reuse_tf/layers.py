@@ -124,7 +124,8 @@ def check_threshold(threshold):
             "Invalid value for argument `threshold`. Expected a finite number "
             f"that is not negative. Received: threshold={threshold!r}"
         )
-    return value
+    # The kernels take denormals for 0.
+    return value if value >= 2.0**-126 else 0.0
 
 
 @keras.saving.register_keras_serializable(package="reuse_tf")

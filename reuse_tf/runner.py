@@ -184,8 +184,9 @@ class Runner:
             nothing accumulates; a NaN always counts as changed. All reuse is
             temporal then. Outputs may depend on the frames before; with 0,
             the default, they are exact. The `threshold` of an incremental
-            layer, of what it is given, is kept likewise; that of a dict goes
-            before it. Of `step` alone: everything else is exact.
+            layer is kept likewise, as one of the map that it is given; where
+            others look at that too, of a copy, `"NAME/input"`. That of a dict
+            goes before it. Of `step` alone: everything else is exact.
             `find_thresholds` finds them.
         max_rows: The most rows that each layer's table holds under content
             reuse. When one is full, all are cleared. By default, all tables
@@ -481,7 +482,7 @@ class Runner:
             called, in the order of the steps, and within a step in that of
             the streams. None if the tables were cleared in between, because
             one was full, weights changed, or content reuse did not pay; if
-            the model merges vectors into maps; if
+            the model merges vectors into maps; if there are thresholds; if
             tiles changed more than 16 million times, or showed more than 4
             million contents; if nothing was stepped; or if there is no
             recording.

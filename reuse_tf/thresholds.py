@@ -63,17 +63,59 @@ def relative_error(reference, outputs):
         A float, the largest of all outputs: 0 if all are equal, infinite if one
         that never varies is not, or a value is not finite.
     """
-    errors = [0.0]
-    for want, got in zip(reference, outputs, strict=True):
-        if np.array_equal(want, got, equal_nan=True):
-            continue
+    error = RunningError()
+    error.add(reference, outputs)
+    return error.value
+
+
+class RunningError:
+    """The `relative_error` of more and more frames, none of which is kept."""
+
+    def __init__(self):
+        self._count = 0
+        self._sums = []
+
+    def add(self, reference, outputs):
+        """Adds frames: see `relative_error`."""
+        pairs = list(zip(reference, outputs, strict=True))
+        self._sums = self._sums or [_Sums() for _ in pairs]
+        for sums, (want, got) in zip(self._sums, pairs, strict=True):
+            sums.add(self._count, want, got)
+        self._count += len(pairs[0][0]) if pairs else 0
+
+    @property
+    def value(self):
+        """A float, of all frames so far: 0 if there are none."""
+        return max((sums.error for sums in self._sums), default=0.0)
+
+
+class _Sums:
+    """Of one output, what its error follows from."""
+
+    def __init__(self):
+        self._equal = True
+        self._apart = self._spread = self._mean = 0.0
+
+    def add(self, count, want, got):
+        """Adds frames behind the `count` that were added before."""
+        self._equal &= np.array_equal(want, got, equal_nan=True)
         want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
-            error = np.sqrt(
-                np.mean(np.square(got - want)) / np.mean(np.var(want, axis=0))
-            )
-        errors.append(error if np.isfinite(error) else np.inf)
-    return float(max(errors))
+            self._apart += np.sum(np.square(got - want))
+            mean = want.mean(0)
+            # The sum of squares about the mean of the old and new together.
+            moved, part = mean - self._mean, len(want) / (count + len(want))
+            self._spread += np.sum(np.square(want - mean))
+            self._spread += count * part * np.sum(np.square(moved))
+            self._mean = self._mean + part * moved
+
+    @property
+    def error(self):
+        if self._equal:
+            return 0.0
+        with np.errstate(all="ignore"):
+            error = float(np.sqrt(self._apart / self._spread))
+        return error if np.isfinite(error) else np.inf
 
 
 def find_thresholds(
@@ -89,7 +131,8 @@ def find_thresholds(
     It steps through the frames some 30 + `trials` times, one stream at a time.
 
     Args:
-        model: What `Runner` takes, or a `Runner`.
+        model: What `Runner` takes, or a `Runner`, of which only the model
+            counts. Thresholds of layers count as 0.
         frames: uint8 or float32 `[T, H, W, C]`, in the order of time; or a list
             of such videos. They should show what the camera will see: its
             noise, and what moves.
@@ -122,10 +165,13 @@ def find_thresholds(
             f"held_out={held_out!r}"
         )
     lengths = [max(1, int(len(v) * (1 - held_out))) for v in videos]
-    if not any(len(v) > n > 1 for v, n in zip(videos, lengths, strict=True)):
+    # One frame alone does not vary, and none is what an error is relative to.
+    if not any(
+        n > 1 and len(v) - n > 1 for v, n in zip(videos, lengths, strict=True)
+    ):
         raise ValueError(
-            "Expected `frames` of a video that has frames to find thresholds "
-            "with and others to hold out. Received: videos of "
+            "Expected `frames` of a video that has two or more to find "
+            "thresholds with and as many to hold out. Received: videos of "
             f"{[len(v) for v in videos]} frames, held_out={held_out}"
         )
     search = _Search(model, videos, lengths, accepts, trials, verbose)
@@ -147,7 +193,7 @@ def _acceptance(tolerance):
             "Expected `tolerance` to be a positive number, or a function. "
             f"Received: tolerance={tolerance!r}"
         )
-    return lambda reference, outputs, margin=1: (
+    return lambda reference, outputs, margin=1: bool(
         relative_error(reference, outputs) <= margin * tolerance
     )
 
@@ -156,10 +202,15 @@ def _videos(frames):
     videos = list(frames) if isinstance(frames, (list, tuple)) else [frames]
     videos = [np.asarray(video) for video in videos]
     for video in videos:
-        if video.ndim != 4 or video.dtype not in (np.uint8, np.float32):
+        if (
+            video.ndim != 4
+            or not len(video)
+            or video.dtype not in (np.uint8, np.float32)
+        ):
             raise ValueError(
-                "Expected `frames` to be uint8 or float32 [T, H, W, C], or a "
-                f"list of such. Received: {video.dtype} {list(video.shape)}"
+                "Expected `frames` to be uint8 or float32 [T, H, W, C], T > 0, "
+                f"or a list of such. Received: {video.dtype} "
+                f"{list(video.shape)}"
             )
     if len({video.dtype for video in videos}) != 1:
         raise ValueError("Expected `frames` to be videos of the same dtype.")
@@ -199,7 +250,10 @@ class _Search:
         a part for the maps behind.
         """
         best = {}, self._exact
-        frames, trial = self._best_factor({"frames": self._scales["frames"]})
+        # They have no scale if they never vary, or nothing is behind them.
+        frames, trial = self._best_factor(
+            {k: size for k, size in self._scales.items() if k == "frames"}
+        )
         for part in _PARTS if frames else (0,):
             first = {name: part * limit for name, limit in frames.items()}
             others = {
@@ -223,6 +277,8 @@ class _Search:
             A pair of all thresholds and their trial: of `fixed` alone if not
             the smallest factor will do.
         """
+        if not sizes:
+            return fixed or {}, self._run(fixed or {})
         found = []
 
         def will_do(factor):
@@ -312,7 +368,7 @@ class _Search:
                 for name, node in graph.maps.items():
                     # Of the frames, the values are those that come in.
                     values = frame if name == "frames" else rows[node].numpy()
-                    values = values.astype(np.float64)
+                    values = values[np.isfinite(values)].astype(np.float64)
                     count, total, squares = sums.get(name, (0, 0, 0))
                     sums[name] = (
                         count + values.size,
@@ -333,8 +389,10 @@ class _Search:
         }
         self._scales = {}
         for name, (count, total, squares) in sums.items():
+            if not count or not self._behind[name]:
+                continue
             variance = squares / count - (total / count) ** 2
-            if self._behind[name] and variance > 0:
+            if variance > 0:
                 self._scales[name] = float(np.sqrt(variance))
 
     def _run(self, thresholds, whole=False):

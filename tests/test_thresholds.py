@@ -1,6 +1,7 @@
 """Thresholds: how far what a runner hands on may be off, and what it saves."""
 
 import copy
+import itertools
 import pickle
 
 import keras
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import reuse_tf
 from reuse_tf import Runner
+from reuse_tf.thresholds import RunningError
 
 L = keras.layers
 SHAPE = (16, 12, 3)
@@ -243,6 +245,17 @@ def test_copies_have_the_thresholds(clone):
         np.testing.assert_array_equal(other.step(frames), runner.step(frames))
 
 
+def test_rows_that_are_taken_back_were_computed():
+    x = inputs = keras.Input(SHAPE)
+    x = L.GroupNormalization(1, name="norm")(L.Conv2D(4, 1)(x))
+    runner = Runner(keras.Model(inputs, x), threshold={"norm": 1e30})
+    for frames in drifting(np.random.default_rng(7), dtype="float32"):
+        runner.step(frames)
+    norm = runner.stats.layers["norm"]
+    assert norm.new_rows == norm.positions
+    assert norm.changed == norm.positions / 12  # the first frame's
+
+
 def test_frames_of_any_size():
     frames = keras.Input((None, None, 3), dtype="uint8")
     x = L.Conv2D(4, 3, name="conv")(L.Rescaling(1 / 255)(frames))
@@ -289,6 +302,33 @@ class TestLayers:
             )
         assert runner.stats.reuse == "temporal"
 
+    def test_what_others_look_at_too_has_a_copy(self):
+        inputs = keras.Input(SHAPE)
+        x = L.Conv2D(3, 3, name="first")(inputs)
+        limited = reuse_tf.IncrementalConv2D(4, 3, threshold=9, name="limited")
+        y = L.Conv2D(4, 3, name="limited_1")(x)
+        outputs = {"x": limited(x), "y": y, "z": limited(inputs)}
+        model = keras.Model(inputs, outputs)
+        limits = {"limited/input": 1e30, "limited/input_1": 0, "frames": 0}
+        for _ in range(2):  # The names are always the same.
+            runner = Runner(model, threshold=limits)
+            names = set(runner.graph.names)
+            # Whoever comes again does not take the name of another.
+            assert names == {
+                "first",
+                *("limited", "limited_1", "limited_2"),
+                *("limited/input", "limited/input_1"),
+            }
+            frames = np.random.default_rng(0).normal(size=(2, 1, *SHAPE))
+            first, second = frames.astype("float32")
+            before = runner.step(first)
+            after = runner.step(second)
+            exact = Runner(model, threshold=dict.fromkeys(limits, 0))
+            want = exact.step(second)
+            assert_same_bits(after["x"], before["x"])
+            for name in "y", "z":
+                assert_same_bits(after[name], want[name])
+
     def test_content_reuse_is_refused(self):
         model = keras.Sequential(
             [
@@ -316,6 +356,27 @@ class TestArguments:
     def test_content_reuse_is_refused(self):
         with pytest.raises(ValueError, match="reuse='content'"):
             Runner(model_of(chain), "content", threshold=1)
+
+    def test_a_layer_may_have_the_name_of_the_frames(self):
+        inputs = keras.Input(SHAPE)
+        model = keras.Model(inputs, L.Conv2D(2, 3, name="frames")(inputs))
+        runner = Runner(model, threshold={"frames": 1, "frames_1": 1e30})
+        zeros = np.zeros((1, *SHAPE), np.float32)
+        first = runner.step(zeros)
+        assert_same_bits(runner.step(zeros + 2), first)
+        assert set(runner.stats.layers) == {"frames_1"}
+        assert set(runner.stats.rows) == {"frames", "frames_1"}
+
+    @pytest.mark.parametrize("threshold", [1e-60, 1e-40, 1e39])
+    def test_what_float32_does_not_hold(self, threshold):
+        limits = {"frames": threshold, "conv": threshold}
+        runner = Runner(model_of(chain), threshold=limits)
+        exact = Runner(runner.model)
+        first, second = itertools.islice(drifting(np.random.default_rng(8)), 2)
+        want = runner.step(first)
+        if threshold < 1:
+            want = exact.step(second)
+        assert_same_bits(runner.step(second), want)
 
     def test_numpy_numbers_and_tensors(self):
         for value in (np.float32(2), np.array(2), tf.constant(2.0)):
@@ -419,6 +480,39 @@ class TestFinding:
             )
             assert_same_bits(plain.step(frame[None]), runner.step(frame[None]))
 
+    def test_layers_with_thresholds_beside_others(self, scene):
+        inputs = keras.Input(SHAPE)
+        x = reuse_tf.IncrementalConv2D(2, 3, threshold=9)(inputs)
+        x = L.Add()([x, L.Conv2D(2, 3)(inputs)])
+        model = keras.Model(inputs, L.GlobalAveragePooling2D()(x))
+        _, frames = scene
+        found = find(model, frames.astype("float32"), 0.3, trials=0)
+        assert found.is_within and found.work < found.exact_work
+
+    def test_frames_that_have_no_scale(self):
+        always = np.full((6, *SHAPE), 0.1, np.float32)
+        found = find(model_of(chain, "float32"), always, 0.1)
+        assert found.is_within and found.error == found.work == 0
+        # Nor does what is behind them have one, if they are all there is.
+        inputs = keras.Input(SHAPE)
+        model = keras.Model(inputs, L.Rescaling(2.0)(inputs))
+        frames = np.concatenate(
+            list(drifting(np.random.default_rng(9), dtype="float32"))
+        )
+        assert find(model, frames, 0.1).thresholds == {}
+
+    def test_values_that_are_not_finite_have_no_part_in_the_scale(self, scene):
+        model = model_of(chain, "float32")
+        frames = scene[1].astype("float32")
+        broken = frames.copy()
+        broken[:, 0, 0] = np.inf, np.nan, -np.inf
+        found = [
+            find(model, video, lambda *_: True, trials=0)
+            for video in (frames, broken)
+        ]
+        limits = [one.thresholds["frames"] for one in found]
+        assert limits[1] == pytest.approx(limits[0], rel=0.02)
+
     @pytest.mark.parametrize(
         "arguments, named",
         [
@@ -430,7 +524,9 @@ class TestFinding:
             ({"frames": np.zeros((9, 16, 12))}, "frames"),
             ({"frames": np.zeros((9, *SHAPE))}, "frames.*float64"),
             ({"frames": np.zeros((1, *SHAPE), np.uint8)}, "frames.*1"),
+            ({"frames": np.zeros((3, *SHAPE), np.uint8)}, "frames.*3"),
             ({"frames": []}, "frames"),
+            ({"frames": [np.zeros((0, *SHAPE), np.uint8)]}, "T > 0"),
             (
                 {
                     "frames": [
@@ -462,6 +558,26 @@ def test_relative_error():
     assert reuse_tf.relative_error(want, [want[0], want[1] + 1]) == np.inf
     assert reuse_tf.relative_error([want[0] * np.nan], [want[0]]) == np.inf
     assert reuse_tf.relative_error([want[0] * np.nan] * 2, [want[0]] * 2) > 0
+
+
+def test_the_error_so_far_is_that_of_all_frames():
+    rng = np.random.default_rng(0)
+    want = [1e3 + rng.normal(size=(9, 2, 3)), rng.normal(size=(9, 1))]
+    got = [w + 0.1 * rng.normal(size=w.shape) for w in want]
+    error = RunningError()
+    assert error.value == 0
+    for begin, end in (0, 1), (1, 2), (2, 6), (6, 9):
+        error.add([w[begin:end] for w in want], [g[begin:end] for g in got])
+        if end > 1:  # one alone does not vary
+            assert error.value == pytest.approx(
+                max(
+                    np.sqrt(np.mean((g - w) ** 2) / np.mean(np.var(w, 0)))
+                    for w, g in (
+                        (w[:end], g[:end])
+                        for w, g in zip(want, got, strict=True)
+                    )
+                )
+            )
 
 
 def find(model, frames, tolerance, **arguments):

@@ -83,11 +83,11 @@ class TestWatch:
     def test_a_tolerance_saves_work_and_is_measured(self):
         model = small_model()
         frames = list(scene(60))
+        video = iter(frames)
         summary = watch.watch(
             model,
-            iter(frames),
-            tolerance=0.1,
-            calibrate_frames=40,
+            video,
+            found=watch.calibrate(model, video, 0.1, 40),
             compare_every=2,
         )
         assert summary.frames == 20
@@ -129,11 +129,12 @@ class TestWatch:
     def test_what_cannot_be_watched(self):
         with pytest.raises(ValueError, match="no frame"):
             watch.watch(small_model(), iter([]))
-        with pytest.raises(ValueError, match="too few"):
-            watch.watch(small_model(), scene(1), tolerance=0.1)
+        with pytest.raises(ValueError, match="still has too few"):
+            watch.calibrate(small_model(), scene(3), 0.1, name="still")
         flat = keras.Sequential([keras.Input((5,)), L.Dense(1)])
-        with pytest.raises(ValueError, match=r"one input \[N, H, W"):
-            watch.watch(flat, scene(3))
+        for look in watch.watch, lambda *given: watch.calibrate(*given, 0.1):
+            with pytest.raises(ValueError, match=r"one input \[N, H, W"):
+                look(flat, scene(3))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,38 @@ class TestProgram:
             f"--video={video}", "--model=model.keras", "--max_frames=5"
         )
         assert "frames:  5 " in result.stdout
+
+    def test_as_few_frames_as_can_be_find_thresholds(self, video):
+        small_model().save("model.keras")
+        result = run(
+            f"--video={video}",
+            "--model=model.keras",
+            "--tolerance=0.2",
+            "--calibrate_seconds=0",
+        )
+        assert result.returncode == 0, result.stderr
+        assert "frames:     46 " in result.stdout
+        assert "error inf" not in result.stdout
+
+    def test_it_can_be_interrupted_while_thresholds_are_found(self, video):
+        small_model().save("model.keras")
+        program = (
+            "import runpy, signal, sys\n"
+            "from reuse_tf.playing import watch\n"
+            "def find(*_, **arguments):\n"
+            "    signal.raise_signal(signal.SIGINT)\n"
+            "watch.find_thresholds = find\n"
+            "sys.argv[0] = sys.argv[1]\n"
+            "sys.path.insert(0, sys.argv[2])\n"
+            "del sys.argv[2]\n"
+            "runpy.run_path(sys.argv.pop(0), run_name='__main__')"
+        )
+        result = children.run(
+            *(sys.executable, "-c", program, WATCH, WATCH.parent),
+            *(f"--video={video}", "--model=model.keras", "--tolerance=0.2"),
+        )
+        assert result.returncode != 0 and result.stdout == ""
+        assert result.stderr.endswith("interrupted\n")
 
     @pytest.mark.parametrize(
         ("arguments", "named"),

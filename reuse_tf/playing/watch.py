@@ -17,8 +17,8 @@ from reuse_tf.playing.video import Writer
 from reuse_tf.runner import Runner
 from reuse_tf.thresholds import (
     FoundThresholds,
+    RunningError,
     find_thresholds,
-    relative_error,
 )
 
 # Seconds between two updates of the progress bar.
@@ -34,7 +34,7 @@ class Summary:
 
     Attributes:
         video: Its name.
-        frames: Frames that were played, those of the calibration not counted.
+        frames: Frames that were played.
         milliseconds: Median time of a frame with reuse.
         dense_milliseconds: Median time of plain Keras in a `tf.function`, on
             every n-th of these frames.
@@ -165,13 +165,38 @@ def frame_size(model):
     return None if None in size else tuple(size)
 
 
+def calibrate(model, video, tolerance, count=100, *, name="video"):
+    """Finds thresholds with the next frames of a video.
+
+    Args:
+        model: As for `watch`.
+        video: Likewise; `count` of its frames are taken.
+        tolerance: That of `find_thresholds`.
+        count: How many frames to find thresholds with, 4 at least.
+        name: What to call the video.
+
+    Returns:
+        A `FoundThresholds`.
+
+    Raises:
+        ValueError: If `Runner` does not support the model, or there are fewer
+            than 4 frames.
+    """
+    frame_size(model)
+    frames = list(map(_conversion(model), itertools.islice(video, count)))
+    if len(frames) < 4:  # Some are held out.
+        raise ValueError(f"{name} has too few frames to find thresholds")
+    return find_thresholds(
+        model, np.stack(frames), tolerance, verbose=sys.stdout.isatty()
+    )
+
+
 def watch(
     model,
     video,
     *,
     name="video",
-    tolerance=None,
-    calibrate_frames=100,
+    found=None,
     max_frames=None,
     compare_every=10,
     recorder=None,
@@ -186,10 +211,9 @@ def watch(
         video: The frames, an iterator of uint8 arrays `[height, width, 3]`,
             such as `video.Frames`.
         name: What to call it.
-        tolerance: That of `find_thresholds`. If None, it is exact.
-        calibrate_frames: How many frames, at first, to find thresholds with.
-            They are not played.
-        max_frames: The most frames to play after these, or None.
+        found: A `FoundThresholds`, whose thresholds are taken. If None, it is
+            exact.
+        max_frames: The most frames to play, or None.
         compare_every: Plain Keras computes every n-th frame too.
         recorder: A function that is given each frame that was played, what was
             found of the frames' threshold (0 if there is none), and the work
@@ -205,20 +229,13 @@ def watch(
     frame_size(model)
     to_input = _conversion(model)
     frames = (to_input(frame) for frame in video)
-    found = None
-    if tolerance is not None:
-        first = list(itertools.islice(frames, calibrate_frames))
-        if len(first) < 2:
-            raise ValueError(f"{name} has too few frames to find thresholds")
-        found = find_thresholds(
-            model, np.stack(first), tolerance, verbose=sys.stdout.isatty()
-        )
     runner = Runner(model, threshold=found.thresholds if found else 0)
     dense = tf.function(lambda x: model(x, training=False))
     bar = keras.utils.Progbar(
         max_frames, verbose=1 if sys.stdout.isatty() else 2, interval=0
     )
-    seconds, dense_seconds, outputs, wanted = [], [], [], []
+    seconds, dense_seconds = [], []
+    error = RunningError()
     played, next_update = 0, 0.0
     work = _Work(runner)
     with process.Stop() as stop:
@@ -235,8 +252,10 @@ def watch(
                 begin = time.perf_counter()
                 want = dense(constant)
                 dense_seconds.append(time.perf_counter() - begin)
-                outputs.append(keras.tree.flatten(output))
-                wanted.append([x.numpy() for x in keras.tree.flatten(want)])
+                error.add(
+                    [x.numpy() for x in keras.tree.flatten(want)],
+                    keras.tree.flatten(output),
+                )
             if recorder is not None:
                 limit = runner.threshold.get("frames", 0.0)
                 recorder(frame, limit, *work.update())
@@ -255,7 +274,7 @@ def watch(
         dense_milliseconds=1e3
         * float(np.median(dense_seconds[1:] or dense_seconds)),
         work=work.update()[1],
-        error=relative_error(_stacked(wanted), _stacked(outputs)),
+        error=error.value,
         damaged=getattr(video, "corrupt", 0),
         resized=getattr(video, "resized", 0),
         reopened=getattr(video, "reopened", 0),
@@ -351,7 +370,3 @@ def _conversion(model):
         return frame if bytes_ else frame.astype(np.float32)
 
     return convert
-
-
-def _stacked(steps):
-    return [np.concatenate(parts) for parts in zip(*steps, strict=True)]

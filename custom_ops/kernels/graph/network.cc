@@ -730,8 +730,6 @@ void Network::CountStep() {
     int64_t made = map.rows.count;
     if (summed) {
       made = (sum++)->made;
-    } else if (node.whole()) {
-      made = map.positions.size();
     } else if (map.rows.raw_stride == 1) {
       made = 0;  // Rows of bytes are made once.
     }
