@@ -25,7 +25,8 @@ class FoundThresholds(NamedTuple):
     Attributes:
         thresholds: By map, for `Runner(model, threshold=...)`. None is above
             0 if none is within the tolerance.
-        error: On frames that were held out: see `relative_error`.
+        error: On frames that were held out: see `relative_error`. How much
+            outputs vary is taken of all frames.
         work: Multiply-adds made for these frames, as a part of those that
             computing everything would take.
         exact_work: The same without thresholds.
@@ -47,7 +48,7 @@ class FoundThresholds(NamedTuple):
         )
 
 
-def relative_error(reference, outputs):
+def relative_error(reference, outputs, before=None):
     """Computes how far outputs are off, relative to how much they vary.
 
         sqrt(mean((outputs - reference)^2) / mean((reference - always)^2))
@@ -58,12 +59,17 @@ def relative_error(reference, outputs):
     Args:
         reference: A list of arrays `[T, ...]`, one for each output.
         outputs: Likewise, of the same shapes.
+        before: A list of arrays like `reference`, of other frames. How much
+            outputs vary is then taken of these and `reference` together: in a
+            part of a video in which nothing happens they vary by noise alone.
 
     Returns:
         A float, the largest of all outputs: 0 if all are equal, infinite if one
         that never varies is not, or a value is not finite.
     """
     error = RunningError()
+    if before is not None:
+        error.vary(before)
     error.add(reference, outputs)
     return error.value
 
@@ -72,16 +78,19 @@ class RunningError:
     """The `relative_error` of more and more frames, none of which is kept."""
 
     def __init__(self):
-        self._count = 0
         self._sums = []
+
+    def vary(self, reference):
+        """Adds frames to those of which it is taken how much outputs vary."""
+        self._sums = self._sums or [_Sums() for _ in reference]
+        for sums, want in zip(self._sums, reference, strict=True):
+            sums.vary(np.asarray(want, np.float64))
 
     def add(self, reference, outputs):
         """Adds frames: see `relative_error`."""
-        pairs = list(zip(reference, outputs, strict=True))
-        self._sums = self._sums or [_Sums() for _ in pairs]
-        for sums, (want, got) in zip(self._sums, pairs, strict=True):
-            sums.add(self._count, want, got)
-        self._count += len(pairs[0][0]) if pairs else 0
+        self.vary(reference)
+        for sums, want, got in zip(self._sums, reference, outputs, strict=True):
+            sums.compare(want, got)
 
     @property
     def value(self):
@@ -94,27 +103,36 @@ class _Sums:
 
     def __init__(self):
         self._equal = True
+        self._compared = self._count = 0  # frames
         self._apart = self._spread = self._mean = 0.0
 
-    def add(self, count, want, got):
-        """Adds frames behind the `count` that were added before."""
+    def vary(self, want):
+        with np.errstate(all="ignore"):
+            mean = want.mean(0)
+            # The sum of squares about the mean of the old and new together.
+            moved, part = (
+                mean - self._mean,
+                len(want) / (self._count + len(want)),
+            )
+            self._spread += np.sum(np.square(want - mean))
+            self._spread += self._count * part * np.sum(np.square(moved))
+            self._mean = self._mean + part * moved
+        self._count += len(want)
+
+    def compare(self, want, got):
         self._equal &= np.array_equal(want, got, equal_nan=True)
         want, got = np.asarray(want, np.float64), np.asarray(got, np.float64)
         with np.errstate(all="ignore"):
             self._apart += np.sum(np.square(got - want))
-            mean = want.mean(0)
-            # The sum of squares about the mean of the old and new together.
-            moved, part = mean - self._mean, len(want) / (count + len(want))
-            self._spread += np.sum(np.square(want - mean))
-            self._spread += count * part * np.sum(np.square(moved))
-            self._mean = self._mean + part * moved
+        self._compared += len(want)
 
     @property
     def error(self):
         if self._equal:
             return 0.0
         with np.errstate(all="ignore"):
-            error = float(np.sqrt(self._apart / self._spread))
+            apart = np.divide(self._apart, self._compared)
+            error = float(np.sqrt(apart / (self._spread / self._count)))
         return error if np.isfinite(error) else np.inf
 
 
@@ -181,7 +199,7 @@ def find_thresholds(
 def _acceptance(tolerance):
     """A function of reference and outputs that tells whether these will do."""
     if callable(tolerance):
-        return lambda reference, outputs, margin=1: bool(
+        return lambda reference, outputs, margin=1, before=None: bool(
             tolerance(reference, outputs)
         )
     if (
@@ -193,8 +211,8 @@ def _acceptance(tolerance):
             "Expected `tolerance` to be a positive number, or a function. "
             f"Received: tolerance={tolerance!r}"
         )
-    return lambda reference, outputs, margin=1: bool(
-        relative_error(reference, outputs) <= margin * tolerance
+    return lambda reference, outputs, margin=1, before=None: bool(
+        relative_error(reference, outputs, before) <= margin * tolerance
     )
 
 
@@ -341,12 +359,13 @@ class _Search:
         found = self._run(thresholds, whole=True) if thresholds else exact
         if self._verbose:
             self._bar.update(self._done, finalize=True)
+        before = self._exact.outputs
         return FoundThresholds(
             {**self._none, **thresholds},
-            relative_error(exact.outputs, found.outputs),
+            relative_error(exact.outputs, found.outputs, before),
             found.work,
             exact.work,
-            self._accepts(exact.outputs, found.outputs),
+            self._accepts(exact.outputs, found.outputs, before=before),
         )
 
     def _will_do(self, trial):

@@ -421,7 +421,9 @@ class TestFinding:
         made, dense = work(exact) - exact_before
         assert made / dense == pytest.approx(found.exact_work)
         want, got = map(np.concatenate, zip(*outputs[28:], strict=True))
-        variance = np.mean(np.square(want - want.mean(0)))
+        # Of all frames, as nothing may happen in some.
+        always = np.concatenate([exact for exact, _ in outputs])
+        variance = np.mean(np.square(always - always.mean(0)))
         error = np.sqrt(np.mean(np.square(got - want)) / variance)
         assert found.error == pytest.approx(error, rel=1e-4)
         assert found.is_within == (error <= 0.1)
@@ -553,6 +555,11 @@ def test_relative_error():
         np.sqrt((0.25 / 4) / 0.5)
     )
     assert reuse_tf.relative_error(want, want) == 0
+    before = [np.array([[8.0, 10], [10, 10]]), np.ones((2, 1))]
+    # Of 0, 2, 8 and 10 the variance is 17, beside 0.
+    assert reuse_tf.relative_error(want, off, before) == pytest.approx(
+        np.sqrt((0.25 / 4) / (17 / 2))
+    )
     always = [np.full_like(want[0], [1, 10]), want[1]]
     assert reuse_tf.relative_error(want, always) == pytest.approx(1)
     assert reuse_tf.relative_error(want, [want[0], want[1] + 1]) == np.inf
