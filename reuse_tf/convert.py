@@ -48,6 +48,8 @@ def convert(model, threshold=None):
             be made again from its config; if a threshold is not valid, or of
             no layer that becomes an `IncrementalConv2D`.
     """
+    if threshold is not None and not isinstance(threshold, dict):
+        check_threshold(threshold)
     converted = _copy(model, _TWINS)
     if threshold is not None:
         _set_thresholds(converted, threshold)

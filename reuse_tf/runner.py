@@ -238,7 +238,7 @@ class Runner:
             )
         self.model = model
         self.reuse = reuse
-        self.threshold = _by_name(threshold)
+        self._threshold = _by_name(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
         self._fitted = None
@@ -251,7 +251,7 @@ class Runner:
     def __reduce__(self):
         """A copy, or what is read from a pickle, is a new runner."""
         arguments = self.model, self.reuse, self._max_rows or None
-        return Runner, (*arguments, self.threshold)
+        return Runner, (*arguments, self._threshold)
 
     def step(self, frames, copy=True):
         """Computes the outputs for the next frame of each stream.
@@ -364,7 +364,7 @@ class Runner:
     def _graph(self, shape):
         """The model's graph, with the thresholds of its maps."""
         graph = compile_model(self.model, shape)
-        for name, threshold in self.threshold.items():
+        for name, threshold in self._threshold.items():
             if name not in graph.maps:
                 raise ValueError(
                     "Expected `threshold` to name maps among "
@@ -561,6 +561,11 @@ class Runner:
                 zip(("structure", "rows", "dense"), seconds, strict=True)
             ),
         )
+
+    @property
+    def threshold(self):
+        """Those that the runner was made with, a dict by the names of maps."""
+        return dict(self._threshold)
 
     @property
     def graph(self):

@@ -230,8 +230,11 @@ def _videos(frames):
                 f"or a list of such. Received: {video.dtype} "
                 f"{list(video.shape)}"
             )
-    if len({video.dtype for video in videos}) != 1:
-        raise ValueError("Expected `frames` to be videos of the same dtype.")
+    if len({(video.dtype, video.shape[1:]) for video in videos}) != 1:
+        raise ValueError(
+            "Expected `frames` to be videos of one dtype and size. Received: "
+            + ", ".join(f"{v.dtype} {list(v.shape)}" for v in videos)
+        )
     return videos
 
 

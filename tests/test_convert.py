@@ -160,8 +160,9 @@ class TestModels:
         assert thresholds(convert(model, 0)) == dict.fromkeys(convolutions, 0)
         with pytest.raises(ValueError, match=f"{first}.*Received: 'other'"):
             convert(model, threshold={"other": 1})
-        with pytest.raises(ValueError, match="threshold=-1"):
-            convert(model, threshold=-1)
+        for other in model, keras.Sequential([keras.Input((3,))]):
+            with pytest.raises(ValueError, match="threshold=-1"):
+                convert(other, threshold=-1)
 
     def test_a_converted_model_converts_to_its_like(self, make):
         once = convert(make())

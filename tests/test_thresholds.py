@@ -538,6 +538,15 @@ class TestFinding:
                 },
                 "frames.*dtype",
             ),
+            (
+                {
+                    "frames": [
+                        np.zeros((9, *SHAPE), np.uint8),
+                        np.zeros((9, 20, 12, 3), np.uint8),
+                    ]
+                },
+                "frames.*size",
+            ),
         ],
     )
     def test_bad_arguments_are_named(self, scene, arguments, named):

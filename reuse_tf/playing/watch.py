@@ -257,7 +257,7 @@ def watch(
                     keras.tree.flatten(output),
                 )
             if recorder is not None:
-                limit = runner.threshold.get("frames", 0.0)
+                limit = runner.graph.maps["frames"].threshold
                 recorder(frame, limit, *work.update())
             played += 1
             if end >= next_update:
