@@ -10,8 +10,9 @@ from reuse_tf.runner import Runner
 # Factors that are tried: from the smallest, doubled until outputs will not do,
 # and in between.
 _SMALLEST, _LARGEST, _HALVINGS = 2.0**-8, 2.0**3, 2
-# How much of what would do for the frames alone is left to them beside others.
-_PARTS = (1, 0.7, 0.4)
+# How much of what would do for the frames alone is left to them beside others:
+# all against noise, nothing where all that moves in the frames matters.
+_PARTS = (1, 0.5, 0)
 # Of the tolerance, as frames to come are others.
 _MARGIN = 0.8
 # A larger threshold has to save so much of the work.
