@@ -1,6 +1,7 @@
 """Generated geometries and frames, and how results are compared."""
 
 import functools
+import re
 
 import keras
 import numpy as np
@@ -210,3 +211,8 @@ def assert_same_bits(got, want):
     assert got.dtype == want.dtype == np.float32
     assert got.shape == want.shape
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def label(value):
+    """What a case is called: the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

@@ -12,6 +12,7 @@ from cases import (
     assert_same_bits,
     change,
     fresh_twin,
+    label,
     plain_twin,
 )
 
@@ -66,7 +67,7 @@ def test_all_of_keras_but_those_that_are_not_of_rows():
     assert len(functions) >= 27
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=label)
 def test_the_description_is_of_the_same_function(activation):
     described = activations.describe(keras.activations.get(activation))
     back = activations.function(described)
@@ -77,12 +78,12 @@ def test_the_description_is_of_the_same_function(activation):
     )
 
 
-@pytest.mark.parametrize("activation", OTHERS, ids=str)
+@pytest.mark.parametrize("activation", OTHERS, ids=label)
 def test_what_the_ops_do_not_have(activation):
     assert activations.describe(keras.activations.get(activation)) is None
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=label)
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_values_are_those_of_keras(activation, in_graph):
     layer = identity(activation)
@@ -98,7 +99,7 @@ def test_values_are_those_of_keras(activation, in_graph):
     assert_same_bits(got, fresh_twin(layer)(values[:, ::-1])[:, ::-1])
 
 
-@pytest.mark.parametrize("activation", [*ACTIVATIONS, *OTHERS], ids=str)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *OTHERS], ids=label)
 @pytest.mark.parametrize("kind", ["conv", "dense"])
 def test_layers(activation, kind):
     rng = np.random.default_rng(0)
@@ -129,7 +130,7 @@ def test_layers(activation, kind):
             assert_same_bits(outputs, other)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=label)
 def test_gradients_are_those_of_keras(activation):
     layer = identity(activation)
     # Not where it has a corner.
@@ -145,7 +146,7 @@ def test_gradients_are_those_of_keras(activation):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=label)
 def test_runners(activation):
     rng = np.random.default_rng(0)
     L = keras.layers

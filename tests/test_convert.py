@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cases import assert_close
+from cases import assert_close, label
 
 from reuse_tf import (
     IncrementalConv2D,
@@ -903,7 +903,7 @@ def test_subclassed_models_are_refused(built):
 @pytest.mark.parametrize(
     "model",
     [None, "model.keras", keras.layers.Conv2D(2, 3), Subclassed, lambda x: x],
-    ids=str,
+    ids=label,
 )
 def test_what_is_no_model_is_refused(model):
     with pytest.raises(ValueError, match="model"):
