@@ -19,7 +19,8 @@ WEIGHTS = flags.DEFINE_enum(
     "weights",
     "imagenet",
     ["imagenet", "random"],
-    "Of a model of keras.applications. imagenet is downloaded once.",
+    "Of a model of keras.applications. imagenet is downloaded once. random is "
+    "good for times alone: the outputs hardly vary.",
 )
 TOLERANCE = flags.DEFINE_float(
     "tolerance",
