@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import pathlib
 import re
 import secrets
 import sys
+import tempfile
 
 from absl import flags
 
@@ -41,6 +43,14 @@ def write(path, data):
             _replace(os.path.realpath(path), data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
+
+
+def write_model(path, model):
+    """Writes a Keras model, as `write` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / pathlib.Path(path).name
+        model.save(file)
+        write(path, file.read_bytes())
 
 
 def sync(path):

@@ -62,6 +62,15 @@ class RunnerStats(NamedTuple):
     switches: int
     seconds: dict
 
+    @property
+    def multiply_adds(self):
+        """Those of all layers: made, and those that everything would take."""
+        layers = self.layers.values()
+        return (
+            sum(layer.multiply_adds for layer in layers),
+            sum(layer.dense_multiply_adds for layer in layers),
+        )
+
 
 class Shown(NamedTuple):
     """What a map shows in a video that is looked at all over.

@@ -273,7 +273,7 @@ class _Search:
         """
         best = {}, self._exact
         # They have no scale if they never vary, or nothing is behind them.
-        frames, trial = self._best_factor(
+        frames, _ = self._best_factor(
             {k: size for k, size in self._scales.items() if k == "frames"}
         )
         for part in _PARTS if frames else (0,):

@@ -26,9 +26,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from reuse_tf import ops
+from reuse_tf import files, ops
 from reuse_tf.benchmark import models, report, timing
-from reuse_tf.benchmark.networks import check_equal, multiply_adds
+from reuse_tf.benchmark.networks import check_equal
 from reuse_tf.playing import video
 from reuse_tf.runner import Runner
 from reuse_tf.thresholds import find_thresholds, relative_error
@@ -73,7 +73,7 @@ def read(path, size, fps, count):
     """
     chosen = []
     with video.Frames(path, size=(size, size)) as frames:
-        step = max(1.0, _rate(path) / fps)
+        step = max(1.0, float(frames.rate) / fps)
         for i, frame in enumerate(frames):
             if i >= len(chosen) * step:
                 chosen.append(frame)
@@ -85,13 +85,6 @@ def read(path, size, fps, count):
             f"Received: {len(chosen)}"
         )
     return np.stack(chosen)
-
-
-def _rate(path):
-    import av
-
-    with av.open(path) as container:
-        return float(container.streams.video[0].average_rate or 0)
 
 
 def with_noise(frames, deviation, seed=0):
@@ -165,9 +158,7 @@ def trained(network, clips, noisy, size, steps, seed=0, path=None):
     else:
         _train(model, *known, steps, seed)
         if path is not None:
-            temporary = path.with_suffix(".tmp.keras")
-            model.save(temporary)
-            os.replace(temporary, path)
+            files.write_model(path, model)
     losses["loss_after"] = _loss(model, *measured)
     losses["loss_constant"] = float(
         sum(map(_loss_of_means, known[1], measured[1]))
@@ -283,7 +274,7 @@ def measure(model, frames, tolerances, *, trials=24, runs=1):
             runner.reset_state()
             for frame in calibration:
                 runner.step(frame[np.newaxis])
-            before[name] = multiply_adds(runner.stats)
+            before[name] = runner.stats.multiply_adds
         dense(0)  # The first time takes longer.
         turns.append(
             timing.alternate(
@@ -294,7 +285,7 @@ def measure(model, frames, tolerances, *, trials=24, runs=1):
     check_equal("exact", outputs["exact"], outputs["dense"])
     work = {"dense": 1.0}
     for name, runner in runners.items():
-        made, whole = multiply_adds(runner.stats) - before[name]
+        made, whole = np.subtract(runner.stats.multiply_adds, before[name])
         work[name] = made / whole
 
     def mean_ms(times):
@@ -356,48 +347,32 @@ NOISE = flags.DEFINE_list(
     "Standard deviations of noise that is added to pixels.",
     flag_values=FLAGS,
 )
-SIZE = flags.DEFINE_integer(
-    "size",
-    160,
-    "Height and width of frames, a multiple of 32.",
-    lower_bound=32,
-    flag_values=FLAGS,
+SIZE = report.define_count(
+    FLAGS, "size", 160, "Height and width of frames, a multiple of 32.", 32
 )
 FPS = flags.DEFINE_float(
     "fps", 10.0, "Frames per second.", lower_bound=0.01, flag_values=FLAGS
 )
-FRAMES = flags.DEFINE_integer(
+FRAMES = report.define_count(
+    FLAGS,
     "frames",
     90,
     "The most frames of a video; 60 % of them are not measured.",
-    lower_bound=_FEWEST,
-    flag_values=FLAGS,
+    _FEWEST,
 )
-TRAIN_STEPS = flags.DEFINE_integer(
+TRAIN_STEPS = report.define_count(
+    FLAGS,
     "train_steps",
     150,
     f"Batches of {_BATCH} frames that each network learns of.",
-    lower_bound=1,
-    flag_values=FLAGS,
 )
-TRIALS = flags.DEFINE_integer(
-    "trials",
-    24,
-    "How many thresholds of single maps are tried.",
-    lower_bound=0,
-    flag_values=FLAGS,
+TRIALS = report.define_count(
+    FLAGS, "trials", 24, "How many thresholds of single maps are tried.", 0
 )
-RUNS = flags.DEFINE_integer(
-    "runs", 3, "How often to time.", lower_bound=1, flag_values=FLAGS
-)
+RUNS = report.define_count(FLAGS, "runs", 3, "How often to time.")
 THREADS = report.define_threads(FLAGS)
-SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Decides weights, noise and batches.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-    flag_values=FLAGS,
+SEED = report.define_seed(
+    FLAGS, "Decides weights, noise and batches.", 2**31 - 1
 )
 OUT = report.define_out(FLAGS)
 MODELS = flags.DEFINE_string(

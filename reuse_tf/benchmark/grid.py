@@ -57,20 +57,11 @@ class Games:
             "Keep every n-th pixel of the screen: several of 1, 2 and 4.",
             flag_values=flag_values,
         )
-        self._steps = flags.DEFINE_integer(
-            "steps",
-            3000,
-            "Steps of each game.",
-            lower_bound=1,
-            flag_values=flag_values,
+        self._steps = report.define_count(
+            flag_values, "steps", 3000, "Steps of each game."
         )
-        self._seed = flags.DEFINE_integer(
-            "seed",
-            0,
-            "Decides weights, games and actions.",
-            lower_bound=0,
-            upper_bound=2**31 - 1,
-            flag_values=flag_values,
+        self._seed = report.define_seed(
+            flag_values, "Decides weights, games and actions.", 2**31 - 1
         )
         flags.register_validator(
             "downsample",
@@ -119,12 +110,8 @@ class Grid(Games):
             "Filters of each layer. Several: --filters=20,40 --filters=40,80.",
             flag_values=flag_values,
         )
-        self._runs = flags.DEFINE_integer(
-            "runs",
-            1,
-            "How often to measure each column.",
-            lower_bound=1,
-            flag_values=flag_values,
+        self._runs = report.define_count(
+            flag_values, "runs", 1, "How often to measure each column."
         )
         self._columns = flags.DEFINE_list(
             "columns",
@@ -133,13 +120,12 @@ class Grid(Games):
             "last one where TensorFlow sees a GPU.",
             flag_values=flag_values,
         )
-        self._dense_steps = flags.DEFINE_integer(
+        self._dense_steps = report.define_count(
+            flag_values,
             "dense_steps",
             300,
             "The most steps of the dense columns, whose time is proportional "
             "to the steps.",
-            lower_bound=1,
-            flag_values=flag_values,
         )
         self._out = report.define_out(flag_values)
         flags.register_validator(

@@ -28,29 +28,18 @@ KEY = (
 )
 
 FLAGS = flags.FlagValues()
-
-
-def _define_size(name, default, text):
-    return flags.DEFINE_integer(
-        name, default, text, lower_bound=1, flag_values=FLAGS
-    )
-
-
-HEIGHT = _define_size("height", 105, "Height of a frame.")
-WIDTH = _define_size("width", 80, "Width of a frame.")
-CHANNELS = _define_size("channels", 40, "Channels of a frame.")
-FILTERS = _define_size("filters", 80, "Filters of the layer.")
-KERNEL_SIZE = _define_size("kernel_size", 3, "Height and width of the kernel.")
-ROUNDS = _define_size("rounds", 200, "Times that each function is called.")
-THREADS = report.define_threads(FLAGS)
-SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Decides weights and frames.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-    flag_values=FLAGS,
+HEIGHT = report.define_count(FLAGS, "height", 105, "Height of a frame.")
+WIDTH = report.define_count(FLAGS, "width", 80, "Width of a frame.")
+CHANNELS = report.define_count(FLAGS, "channels", 40, "Channels of a frame.")
+FILTERS = report.define_count(FLAGS, "filters", 80, "Filters of the layer.")
+KERNEL_SIZE = report.define_count(
+    FLAGS, "kernel_size", 3, "Height and width of the kernel."
 )
+ROUNDS = report.define_count(
+    FLAGS, "rounds", 200, "Times that each function is called."
+)
+THREADS = report.define_threads(FLAGS)
+SEED = report.define_seed(FLAGS, "Decides weights and frames.", 2**32 - 1)
 OUT = report.define_out(FLAGS)
 
 

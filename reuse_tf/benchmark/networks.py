@@ -77,28 +77,16 @@ REUSE = flags.DEFINE_enum(
     "The runner's kind of reuse.",
     flag_values=FLAGS,
 )
-ROUNDS = flags.DEFINE_integer(
-    "rounds",
-    50,
-    "Steps that are timed.",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-RUNS = flags.DEFINE_integer(
+ROUNDS = report.define_count(FLAGS, "rounds", 50, "Steps that are timed.")
+RUNS = report.define_count(
+    FLAGS,
     "runs",
     3,
     "How often to measure everything: these steps, and gradients.",
-    lower_bound=1,
-    flag_values=FLAGS,
 )
 THREADS = report.define_threads(FLAGS)
-SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Decides weights, games, actions and frames.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-    flag_values=FLAGS,
+SEED = report.define_seed(
+    FLAGS, "Decides weights, games, actions and frames.", 2**31 - 1
 )
 OUT = report.define_out(FLAGS)
 
@@ -217,7 +205,7 @@ def measure_steps(
         runner = Runner(model, reuse)
         for batch in frames[:-rounds]:
             runner.step(batch)
-        before = multiply_adds(runner.stats)
+        before = runner.stats.multiply_adds
         dense(0)  # The first time takes longer.
 
         def reused(i, runner=runner):
@@ -229,7 +217,7 @@ def measure_steps(
             beside = timing.alternate({"torch": in_pytorch}, rounds)
             for measured, more in zip(turns[-1], beside, strict=True):
                 measured.update(more)
-    made, whole = multiply_adds(runner.stats) - before
+    made, whole = np.subtract(runner.stats.multiply_adds, before)
     return {**_row(turns), "work": made / whole}
 
 
@@ -337,13 +325,6 @@ def check_equal(name, results, dense):
                 f"The result of {name} is off by {error} where the plain one "
                 f"has values of up to {scale}."
             )
-
-
-def multiply_adds(stats):
-    """Returns those that were made and those of a dense network: an array."""
-    made = sum(layer.multiply_adds for layer in stats.layers.values())
-    dense = sum(layer.dense_multiply_adds for layer in stats.layers.values())
-    return np.array([made, dense])
 
 
 def _has_pytorch():

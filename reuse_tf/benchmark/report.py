@@ -42,15 +42,29 @@ def define_out(flag_values):
     return out
 
 
-def define_threads(flag_values):
-    """Defines the flag `--threads`, for `use_threads`."""
+def define_count(flag_values, name, default, text, least=1):
+    """Defines the flag of a number of something."""
     return flags.DEFINE_integer(
-        "threads",
+        name, default, text, lower_bound=least, flag_values=flag_values
+    )
+
+
+def define_seed(flag_values, text, largest):
+    """Defines the flag `--seed`."""
+    return flags.DEFINE_integer(
+        "seed",
         0,
-        "Threads of TensorFlow. 0: one for each processor.",
+        text,
         lower_bound=0,
+        upper_bound=largest,
         flag_values=flag_values,
     )
+
+
+def define_threads(flag_values):
+    """Defines the flag `--threads`, for `use_threads`."""
+    text = "Threads of TensorFlow. 0: one for each processor."
+    return define_count(flag_values, "threads", 0, text, 0)
 
 
 def use_threads(count):

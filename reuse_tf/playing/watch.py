@@ -295,9 +295,7 @@ class _Work:
 
     def update(self):
         """The parts that were made since the last call, and so far."""
-        layers = self._runner.stats.layers.values()
-        made = sum(layer.multiply_adds for layer in layers)
-        dense = sum(layer.dense_multiply_adds for layer in layers)
+        made, dense = self._runner.stats.multiply_adds
         before, self._last = self._last, (made, dense)
         return (
             (made - before[0]) / max(1, dense - before[1]),

@@ -23,7 +23,6 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 
 from reuse_tf import files
 
@@ -269,10 +268,7 @@ class RunDirectory:
 
     def write_best(self, model):
         """Writes the policy that has scored best."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder) / BEST
-            model.save(file)
-            files.write(self.path / BEST, file.read_bytes())
+        files.write_model(self.path / BEST, model)
 
     def save(self, number, state, write):
         """Writes a checkpoint, and removes all but the one before it.

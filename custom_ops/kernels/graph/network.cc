@@ -298,14 +298,19 @@ void Network::TryStep(const uint8_t* frames, int64_t streams,
   if (recording_ == Recording::kAsked) StartRecording();
   const double begin = Seconds();
   double structured = 0, whole = 0;  // seconds
-  // What a node does with its part of the structure done.
+  auto sum = sums_.begin();
+  // What a node does with its part of the structure done. In their order.
   const auto compute = [&](size_t i) {
     if (!graph_.nodes[i].whole()) {
       ComputeRows(i, parallel);
       return;
     }
     const double start = Seconds();
-    ComputeWhole(i, streams, parallel);
+    if (sum != sums_.end() && sum->node == static_cast<int32_t>(i)) {
+      ComputeSum(&*sum++, streams, parallel);
+    } else {
+      ComputeMap(i);
+    }
     whole += Seconds() - start;
   };
   if (in_turns_) {
@@ -502,18 +507,6 @@ void Network::ComputeRows(size_t index, const ParallelFor& parallel) {
           weights.ops.Apply(row, channels);
         }
       });
-}
-
-void Network::ComputeWhole(size_t index, int64_t streams,
-                           const ParallelFor& parallel) {
-  const auto sum = std::find_if(
-      sums_.begin(), sums_.end(),
-      [=](const Sum& sum) { return sum.node == static_cast<int32_t>(index); });
-  if (sum != sums_.end()) {
-    ComputeSum(&*sum, streams, parallel);
-  } else {
-    ComputeMap(index);
-  }
 }
 
 // A map that is made of a whole map, stream by stream.

@@ -146,7 +146,6 @@ class Network {
   void HandOn(size_t node, const ParallelFor& parallel);
   void ComputePixels();
   void ComputeRows(size_t node, const ParallelFor& parallel);
-  void ComputeWhole(size_t node, int64_t streams, const ParallelFor& parallel);
   void ComputeMap(size_t node);
   void ComputeSum(Sum* sum, int64_t streams, const ParallelFor& parallel);
   void ComputePairs(Sum* sum, const ParallelFor& parallel);
