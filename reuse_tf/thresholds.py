@@ -273,10 +273,11 @@ class _Search:
         """
         best = {}, self._exact
         # They have no scale if they never vary, or nothing is behind them.
-        frames, _ = self._best_factor(
+        frames, trial = self._best_factor(
             {k: size for k, size in self._scales.items() if k == "frames"}
         )
-        for part in _PARTS if frames else (0,):
+        pays = trial.work <= (1 - _WORTH) * self._exact.work
+        for part in _PARTS if pays else (0,):
             first = {name: part * limit for name, limit in frames.items()}
             others = {
                 name: size
