@@ -52,6 +52,14 @@ DOWNSAMPLE = flags.DEFINE_integer(
     "Keep every n-th pixel of the screen: 1, 2 or 4. For "
     "--preprocessing=paper.",
 )
+REPEAT_ACTION_PROBABILITY = flags.DEFINE_float(
+    "repeat_action_probability",
+    0.25,
+    "How likely the game does the action before in place of the new one, in "
+    "each of the 4 frames of a step. 0: never, as in older results.",
+    0.0,
+    1.0,
+)
 STEPS = flags.DEFINE_integer(
     "steps",
     None,

@@ -49,6 +49,9 @@ def main(_):
             _value(atari_flags.GAME, run),
             preprocessing=_value(atari_flags.PREPROCESSING, run) or "paper",
             downsample=_value(atari_flags.DOWNSAMPLE, run),
+            repeat_action_probability=_value(
+                atari_flags.REPEAT_ACTION_PROBABILITY, run
+            ),
             network=atari_flags.NETWORK.value or "paper",
             filters=atari_flags.FILTERS.value,
             num_envs=num_envs,

@@ -209,6 +209,7 @@ def test_what_is_no_action_is_refused():
         ({"num_envs": 1.0}, "num_envs=1.0"),
         ({"max_steps": 0}, "max_steps=0"),
         ({"num_threads": -1}, "num_threads=-1"),
+        ({"repeat_action_probability": 1.5}, "probability=1.5"),
     ],
 )
 def test_bad_arguments_of_several_are_named(make, arguments, named):
@@ -219,6 +220,42 @@ def test_bad_arguments_of_several_are_named(make, arguments, named):
 def test_another_preprocessing_is_refused():
     with pytest.raises(ValueError, match="preprocessing='gray'"):
         atari.make("Pong", preprocessing="gray")
+
+
+def test_another_probability_is_refused():
+    for value in (-0.1, float("nan"), "0", None, True):
+        with pytest.raises(ValueError, match="from 0 to 1. Received: rep"):
+            atari.make("Pong", repeat_action_probability=value)
+
+
+# What a seed decides in the course of a game, besides its first frames, is
+# which actions are repeated.
+@pytest.mark.parametrize("probability", [0, 0.25])
+def test_how_likely_actions_are_repeated(probability):
+    how = {"downsample": 4, "repeat_action_probability": probability}
+    paper = {**how, "preprocessing": "paper"}
+    actions = np.random.default_rng(0).integers(6, size=300)
+    one = atari.make("Pong", **how)
+    several = atari.make_vector("Pong", 2, **how)
+    resumable = atari.ResumableGames("Pong", 2, **paper)
+    single = []
+    for seed in (1, 2):
+        one.reset(seed=seed)
+        single.append([one.step(action)[0] for action in actions])
+    several.reset(seed=3)
+    resumable.reset(seed=4)
+    pairs = [
+        zip(*single, strict=True),
+        (several.step([action, action])[0] for action in actions),
+        (resumable.step([action, action]).frames for action in actions),
+    ]
+    for frames in pairs:
+        equal = all(np.array_equal(*pair) for pair in frames)
+        assert equal == (probability == 0)
+    with pytest.raises(ValueError, match="repeat_action_probability"):
+        atari.ResumableGames(
+            "Pong", 2, **{**paper, "repeat_action_probability": 0.5}
+        ).restore(resumable.state())
 
 
 def weights_of_areas(size, smaller):

@@ -354,8 +354,19 @@ def test_a_seed_decides_the_actions_with_and_without_reuse(game):
     assert played[0][0] != played[4][0]
 
 
-def test_a_run_of_ppo_plays_whichever_way(capsys):
+def test_a_run_of_ppo_plays_whichever_way(capsys, monkeypatch):
     """Its newest policy or its best, drawing actions or the likeliest."""
+    probabilities = []
+
+    def spied(make):
+        def call(*arguments, **keywords):
+            probabilities.append(keywords["repeat_action_probability"])
+            return make(*arguments, **keywords)
+
+        return call
+
+    for name in ("make", "make_vector", "ResumableGames"):
+        monkeypatch.setattr(atari, name, spied(getattr(atari, name)))
     settings = Settings(
         algorithm="ppo",
         game="Breakout",
@@ -366,6 +377,7 @@ def test_a_run_of_ppo_plays_whichever_way(capsys):
         minibatches=1,
         eval_every=32,
         eval_episodes=1,
+        repeat_action_probability=0.5,
     )
     training.train(settings, "run")
     capsys.readouterr()
@@ -380,6 +392,8 @@ def test_a_run_of_ppo_plays_whichever_way(capsys):
         printed = capsys.readouterr().out
         assert re.search(r"game: +Breakout", printed)
         assert re.search(r"steps: +20\n", printed)
+    # To train, to evaluate, and each time to play.
+    assert probabilities == 7 * [0.5]
     assert pathlib.Path("game.gif").read_bytes().startswith(b"GIF89a")
     assert_one_line(
         infer_here("--checkpoint=run", "--preprocessing=paper"), "input shape"

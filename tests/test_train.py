@@ -1486,6 +1486,7 @@ BAD_ARGUMENTS = {
     "--steps=0": "steps",
     "--episodes=0": "episodes",
     "--downsample=3": "downsample",
+    "--repeat_action_probability=2": "repeat_action_probability",
     "--reuse=all": "reuse",
     "--seed=-1": "seed",
     "--learning_rate=0": "learning_rate",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reuse_tf.atari.games import short_name
-from reuse_tf.atari.vector import check_number, make_vector
+from reuse_tf.atari.vector import REPEAT, check_number, make_vector
 
 
 class Episode(NamedTuple):
@@ -77,6 +77,7 @@ class ResumableGames:
         num_envs: See `make_vector`.
         preprocessing: See `make`.
         downsample: See `make`.
+        repeat_action_probability: See `make`.
         max_steps: See `make_vector`.
         num_threads: See `make_vector`.
         max_log: A positive integer, see above. A state holds fewer than
@@ -99,6 +100,7 @@ class ResumableGames:
         *,
         preprocessing="standard",
         downsample=2,
+        repeat_action_probability=REPEAT,
         max_steps=27_000,
         num_threads=0,
         max_log=2**14,
@@ -109,6 +111,7 @@ class ResumableGames:
             "num_envs": check_number("num_envs", num_envs, 1),
             "preprocessing": preprocessing,
             "downsample": downsample,
+            "repeat_action_probability": repeat_action_probability,
             "max_steps": check_number("max_steps", max_steps, 1),
             "max_log": check_number("max_log", max_log, 1),
         }
@@ -117,6 +120,7 @@ class ResumableGames:
             num_envs,
             preprocessing=preprocessing,
             downsample=downsample,
+            repeat_action_probability=repeat_action_probability,
             max_steps=max_steps,
             num_threads=num_threads,
         )

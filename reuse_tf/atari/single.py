@@ -5,18 +5,29 @@ import numpy as np
 
 from reuse_tf import ops
 from reuse_tf.atari.games import full_id
-from reuse_tf.atari.vector import check_preprocessing, make_vector
+from reuse_tf.atari.vector import (
+    REPEAT,
+    check_preprocessing,
+    check_probability,
+    make_vector,
+)
 
 # Stands for "not known yet" in a table of luminances.
 _UNKNOWN = 256
 
 
-def make(game="Pong", *, preprocessing="paper", downsample=2):
+def make(
+    game="Pong",
+    *,
+    preprocessing="paper",
+    downsample=2,
+    repeat_action_probability=REPEAT,
+):
     """Makes a game whose observations are small frames.
 
     The game is gymnasium's `ALE/<game>-v5`: each step repeats its action for
-    4 frames, and an action is replaced by the one before it with a
-    probability of 0.25. Seed it by `reset(seed=...)`. Rewards are the game's
+    4 frames, in each of which the action before may be repeated in its place.
+    Seed it by `reset(seed=...)`. Rewards are the game's
     own, and an episode is a whole game. When one ends, `info["episode"]["r"]`
     holds its return. An observation is a uint8 array, by `preprocessing`:
 
@@ -38,6 +49,9 @@ def make(game="Pong", *, preprocessing="paper", downsample=2):
         game: A short name (`"Pong"`) or a full id (`"ALE/Pong-v5"`).
         preprocessing: `"paper"` or `"standard"`.
         downsample: 1, 2 or 4. Only `"paper"` uses it.
+        repeat_action_probability: How likely that is, from 0 to 1. At 0 the
+            game is the `NoFrameskip-v4` of older results: see [Machado et al.
+            (2018)](https://arxiv.org/abs/1709.06009).
 
     Returns:
         A `gymnasium.Env`.
@@ -47,12 +61,14 @@ def make(game="Pong", *, preprocessing="paper", downsample=2):
             or another argument is none of the above.
     """
     check_preprocessing(preprocessing, downsample)
+    check_probability(repeat_action_probability)
     if preprocessing == "standard":
         env = _Only(
             make_vector(
                 game,
                 1,
                 preprocessing=preprocessing,
+                repeat_action_probability=repeat_action_probability,
                 # It is reset by its user.
                 autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
             )
@@ -63,6 +79,7 @@ def make(game="Pong", *, preprocessing="paper", downsample=2):
             # The emulator converts a screen to colours or grey at every step
             # for any other type. The frames are read from it directly instead.
             obs_type="ram",
+            repeat_action_probability=repeat_action_probability,
         )
         env = _Frames(env, downsample)
     return gym.wrappers.RecordEpisodeStatistics(env)

@@ -9,6 +9,8 @@ from reuse_tf.atari.games import full_id
 
 _SEEDS = 2**31  # are what the emulator takes
 _FRAMES_PER_STEP = 4
+# How likely an action is repeated, where nothing else is said.
+REPEAT = 0.25
 # What DQN added to the bare screen.
 _STANDARD = {
     "img_height": 84,
@@ -29,6 +31,7 @@ def make_vector(
     *,
     preprocessing="paper",
     downsample=2,
+    repeat_action_probability=REPEAT,
     max_steps=_MAX_STEPS,
     num_threads=0,
     autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
@@ -46,6 +49,7 @@ def make_vector(
         num_envs: Number of environments, 1 or more.
         preprocessing: See `make`.
         downsample: See `make`.
+        repeat_action_probability: See `make`.
         max_steps: An episode of so many steps is truncated. By default half an
             hour at the speed of the game, as everywhere.
         num_threads: Number of threads. By default as many as there are
@@ -66,6 +70,7 @@ def make_vector(
         ValueError: As `make`.
     """
     check_preprocessing(preprocessing, downsample)
+    check_probability(repeat_action_probability)
     num_envs = check_number("num_envs", num_envs, 1)
     max_steps = check_number("max_steps", max_steps, 1)
     num_threads = check_number("num_threads", num_threads, 0)
@@ -73,6 +78,7 @@ def make_vector(
     env = _make(
         game,
         num_envs,
+        repeat_action_probability,
         max_steps,
         num_threads,
         autoreset_mode,
@@ -89,12 +95,15 @@ class Screen:
 
     Args:
         game: See `make`.
+        repeat_action_probability: See `make`.
     """
 
-    def __init__(self, game):
+    def __init__(self, game, repeat_action_probability=REPEAT):
         mode = gym.vector.AutoresetMode.NEXT_STEP
         settings = _STANDARD | _screen(game) | {"grayscale": False}
-        self._env = _make(game, 1, _MAX_STEPS, 0, mode, settings)
+        self._env = _make(
+            game, 1, repeat_action_probability, _MAX_STEPS, 0, mode, settings
+        )
 
     def reset(self, seed=None):
         """Returns the first screen of a game, uint8 `[rows, 160, 3]`."""
@@ -106,12 +115,21 @@ class Screen:
         return self._env.step(np.array([action]))[0][0, 0]
 
 
-def _make(game, num_envs, max_steps, num_threads, autoreset_mode, settings):
+def _make(
+    game,
+    num_envs,
+    repeat_action_probability,
+    max_steps,
+    num_threads,
+    autoreset_mode,
+    settings,
+):
     return gym.make_vec(
         full_id(game),
         num_envs,
         vectorization_mode="vector_entry_point",
         autoreset_mode=autoreset_mode,
+        repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=_FRAMES_PER_STEP * max_steps,
         num_threads=num_threads,
         # Clipped rewards tell no scores, and `episodic_life` begins a new
@@ -144,6 +162,19 @@ def check_preprocessing(preprocessing, downsample):
     if downsample not in (1, 2, 4):
         raise ValueError(
             f"`downsample` must be 1, 2 or 4. Received: downsample={downsample}"
+        )
+
+
+def check_probability(value):
+    """Refuses what is no `repeat_action_probability`."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float, np.number))
+        or not 0 <= value <= 1
+    ):
+        raise ValueError(
+            "`repeat_action_probability` must be from 0 to 1. Received: "
+            f"repeat_action_probability={value!r}"
         )
 
 

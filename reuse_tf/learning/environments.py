@@ -23,7 +23,10 @@ def make_one(settings, make_env=None):
         ValueError: As `make_games`.
     """
     make_env = make_env or functools.partial(
-        atari.make, settings.game, downsample=settings.downsample
+        atari.make,
+        settings.game,
+        downsample=settings.downsample,
+        repeat_action_probability=settings.repeat_action_probability,
     )
     return One(make_env())
 
@@ -73,6 +76,7 @@ def make_games(settings, make_env=None, num_envs=None):
         num_envs,
         preprocessing=settings.preprocessing,
         downsample=settings.downsample,
+        repeat_action_probability=settings.repeat_action_probability,
     )
 
 

@@ -86,6 +86,7 @@ class Settings:
         game: See `atari.make`.
         preprocessing: See `atari.make`.
         downsample: See `atari.make`.
+        repeat_action_probability: See `atari.make`.
         network: A key of `policies.NETWORKS`.
         filters: See `policies.build_network`. None stands for those of the
             network's paper.
@@ -128,6 +129,7 @@ class Settings:
     game: str = "Pong"
     preprocessing: str | None = None
     downsample: int = 2
+    repeat_action_probability: float = 0.25
     network: str | None = None
     filters: tuple[int, ...] | None = None
     reuse: str = "auto"
@@ -197,6 +199,7 @@ class Settings:
             "game": ("a string", lambda v: isinstance(v, str)),
             "preprocessing": _one_of("paper", "standard"),
             "downsample": _one_of(1, 2, 4),
+            "repeat_action_probability": fraction,
             "network": _one_of(*NETWORKS),
             "filters": ("positive integers", _are_filters),
             "reuse": _one_of(*_REUSE),

@@ -101,6 +101,7 @@ def prepare(
     *,
     preprocessing="paper",
     downsample=2,
+    repeat_action_probability=0.25,
     network="paper",
     filters=None,
     num_envs=1,
@@ -113,6 +114,7 @@ def prepare(
         game: See `atari.make`.
         preprocessing: See `atari.make`.
         downsample: See `atari.make`.
+        repeat_action_probability: See `atari.make`.
         network: See `build_network`. Not used with a checkpoint.
         filters: Likewise.
         num_envs: Number of environments to play at once.
@@ -127,13 +129,17 @@ def prepare(
         ValueError: If there is no such game, or the checkpoint holds no
             policy for it.
     """
-    frames = {"preprocessing": preprocessing, "downsample": downsample}
+    how = {
+        "preprocessing": preprocessing,
+        "downsample": downsample,
+        "repeat_action_probability": repeat_action_probability,
+    }
     if num_envs == 1:
-        env = atari.make(game, **frames)
+        env = atari.make(game, **how)
         input_shape = env.observation_space.shape
         num_actions = int(env.action_space.n)
     else:
-        env = atari.make_vector(game, num_envs, **frames)
+        env = atari.make_vector(game, num_envs, **how)
         input_shape = env.single_observation_space.shape
         num_actions = int(env.single_action_space.n)
     if checkpoint is not None:

@@ -69,7 +69,9 @@ class Recorder(gym.Wrapper):
         self._ale = getattr(env.unwrapped, "ale", None)
         self._screen = None
         if self._ale is None:
-            self._screen = atari.Screen(env.spec.id)
+            self._screen = atari.Screen(
+                env.spec.id, env.spec.kwargs["repeat_action_probability"]
+            )
 
     def reset(self, *, seed=None, options=None):
         if seed is None and not self._fractions:
