@@ -1,6 +1,10 @@
-"""The flags of programs that play Atari games."""
+"""What programs that play Atari games share: their flags, and a quiet start."""
+
+import contextlib
 
 from absl import flags
+
+import program
 
 
 class _FiltersParser(flags.ArgumentParser):
@@ -95,3 +99,14 @@ SEED = flags.DEFINE_integer(
 @flags.validator(DOWNSAMPLE, message="must be 1, 2 or 4")
 def _is_downsample(value):
     return value in (1, 2, 4)
+
+
+@contextlib.contextmanager
+def loading():
+    """`program.loading`, in which the emulator is told to be silent too."""
+    with program.loading() as quiet:
+        yield
+        if quiet:
+            import ale_py
+
+            ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)

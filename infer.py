@@ -36,7 +36,7 @@ def _exists(path):
 def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
-    with program.loading():
+    with atari_flags.loading():
         from reuse_tf import files, process
         from reuse_tf.learning.settings import saved_settings
         from reuse_tf.playing import play, record

@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 
-import ale_py
 from absl import app, flags
 
 # What is open already, perhaps as a file.
@@ -225,12 +224,18 @@ def fail(error):
 def loading():
     """The context in which a program imports what takes seconds to load.
 
-    What TensorFlow and the emulator say then is silenced, unless
-    `TF_CPP_MIN_LOG_LEVEL` is set.
+    What TensorFlow says then is silenced, unless `TF_CPP_MIN_LOG_LEVEL` is set.
+    What is not installed ends the program.
+
+    Yields:
+        Whether it is silenced.
     """
     quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
-    with _silence() if quiet else contextlib.nullcontext():
-        yield
+    try:
+        with _silence() if quiet else contextlib.nullcontext():
+            yield quiet
+    except ImportError as error:
+        fail(error)
     from reuse_tf import process
 
     process.settle()
@@ -243,7 +248,6 @@ def _silence():
     It does so before it looks at its log level.
     """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     sys.stderr.flush()
     standard_error = os.dup(2)
     try:

@@ -151,7 +151,7 @@ def _is_positive(value):
 def main(_):
     """Trains and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
-    with program.loading():
+    with atari_flags.loading():
         from reuse_tf import atari, files
         from reuse_tf.learning import training
         from reuse_tf.learning.settings import Settings, saved_settings

@@ -1,5 +1,7 @@
 """Convolutional networks that are cheap on frames that resemble each other."""
 
+import importlib.metadata
+
 from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
@@ -9,6 +11,11 @@ from reuse_tf.thresholds import (
     find_thresholds,
     relative_error,
 )
+
+try:
+    __version__ = importlib.metadata.version("reuse-tf")
+except importlib.metadata.PackageNotFoundError:  # As Bazel builds it.
+    __version__ = "0+unknown"
 
 __all__ = [
     "Coverage",

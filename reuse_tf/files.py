@@ -8,8 +8,6 @@ import secrets
 import sys
 import tempfile
 
-from absl import flags
-
 # Ends the name of a file that is being written, and so is not whole.
 TEMPORARY = ".tmp"
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -70,8 +68,7 @@ def explain(error):
     text = " ".join(str(error).split())
     # Of others the text may be no more than the key that is missing.
     known = isinstance(
-        error,
-        (FloatingPointError, ImportError, OSError, ValueError, flags.Error),
+        error, (FloatingPointError, ImportError, OSError, ValueError)
     )
     return text if known and text else f"{type(error).__name__} {text}".strip()
 

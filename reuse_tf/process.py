@@ -88,7 +88,9 @@ def run(name, main):
             _write_out()
     except KeyboardInterrupt:
         text = "interrupted"
-    except (OSError, ValueError, flags.Error) as error:
+    except flags.Error as error:
+        text = " ".join(str(error).split())
+    except (ImportError, OSError, ValueError) as error:
         text = files.explain(error)
         # Errors of files name them; that of a print, which may not be
         # buffered, does not.

@@ -43,7 +43,7 @@ def _flags_as_at_the_start():
 
 def unparse():
     """Flags that are given twice add up, as do runs of a program here."""
-    for command in program.COMMANDS.values():
+    for command in program.commands().values():
         for name in command.FLAGS:
             command.FLAGS[name].unparse()
 

@@ -2,8 +2,11 @@
 
 import difflib
 
-import ale_py
-import gymnasium as gym
+from reuse_tf.extras import extra
+
+with extra("atari"):
+    import ale_py
+    import gymnasium as gym
 
 gym.register_envs(ale_py)
 

@@ -9,25 +9,7 @@ import sys
 from absl import flags
 
 from reuse_tf import process
-from reuse_tf.benchmark import (
-    cameras,
-    figures,
-    infer,
-    layer,
-    networks,
-    statistics,
-    train,
-)
-
-COMMANDS = {
-    "infer": infer,
-    "train": train,
-    "layer": layer,
-    "networks": networks,
-    "cameras": cameras,
-    "statistics": statistics,
-    "figures": figures,
-}
+from reuse_tf.extras import extra
 
 
 def main(argv):
@@ -39,18 +21,46 @@ def main(argv):
     process.run("reuse_tf.benchmark", lambda: _main(argv[1:]))
 
 
+def commands():
+    """Returns the commands' modules by name.
+
+    Raises:
+        ImportError: If a package that they need is not installed.
+    """
+    with extra("benchmark"):
+        from reuse_tf.benchmark import (
+            cameras,
+            figures,
+            infer,
+            layer,
+            networks,
+            statistics,
+            train,
+        )
+    return {
+        "infer": infer,
+        "train": train,
+        "layer": layer,
+        "networks": networks,
+        "cameras": cameras,
+        "statistics": statistics,
+        "figures": figures,
+    }
+
+
 def _main(arguments):
+    known = commands()
     name, *arguments = arguments or ["--help"]
     if name in ("--help", "-h"):
         print("python -m reuse_tf.benchmark COMMAND [--help] [flags]\n")
-        for command, module in COMMANDS.items():
+        for command, module in known.items():
             print(f"  {command}: {module.__doc__.splitlines()[0]}")
         return
-    if name not in COMMANDS:
+    if name not in known:
         raise flags.Error(
-            f"expected a command ({', '.join(COMMANDS)}), got {name!r}"
+            f"expected a command ({', '.join(known)}), got {name!r}"
         )
-    command = COMMANDS[name]
+    command = known[name]
     if "--help" in arguments or "-h" in arguments:
         print(f"{command.__doc__}\n{command.FLAGS.get_help()}")
         return

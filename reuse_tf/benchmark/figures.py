@@ -10,13 +10,16 @@ import os
 import pathlib
 
 import numpy as np
-import pandas
-import seaborn
 from absl import flags
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 
 from reuse_tf import files
+from reuse_tf.extras import extra
+
+with extra("figures"):
+    import pandas
+    import seaborn
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
 # Seconds are shown for this many steps. What ran fewer is scaled, and marked.
 STEPS = 3000

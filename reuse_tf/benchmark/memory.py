@@ -5,7 +5,6 @@ import gc
 import math
 
 import keras
-import seaborn  # noqa: F401, which training loads to draw its curve
 import tensorflow as tf
 
 

@@ -5,12 +5,15 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import gymnasium as gym
 import keras
 import numpy as np
 
 from reuse_tf import atari
+from reuse_tf.extras import extra
 from reuse_tf.policies import build_network
+
+with extra("benchmark"):
+    import gymnasium as gym
 
 SIZE, BLOCK = 224, 16
 CHANGES = ("none", "block", "all")

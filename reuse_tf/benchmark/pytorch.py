@@ -1,12 +1,15 @@
 """Keras models in PyTorch, on one thread, to compare steps with."""
 
 import keras
-import torch
 from keras import layers
-from torch.nn import functional
 
 from reuse_tf import internals
 from reuse_tf.benchmark import timing
+from reuse_tf.extras import extra
+
+with extra("benchmark"):
+    import torch
+    from torch.nn import functional
 
 
 class Network:

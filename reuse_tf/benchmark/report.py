@@ -1,7 +1,6 @@
 """What the commands write: tables, CSV files, and what they ran on."""
 
 import csv
-import importlib.metadata
 import io
 import os
 import platform
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+import reuse_tf
 from reuse_tf import files
 
 # The columns that are no numbers, of all commands.
@@ -88,14 +88,10 @@ def _is_writable(path):
 def environment():
     """Returns what the measurements depend on, by name."""
     threads = tf.config.threading.get_intra_op_parallelism_threads()
-    try:
-        version = importlib.metadata.version("reuse-tf")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
     return {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
-        "reuse_tf": version,
+        "reuse_tf": reuse_tf.__version__,
         "processor": _processor(),
         # 0 stands for as many as there are processors to run on.
         "threads": threads or _processors(),

@@ -5,8 +5,13 @@ import io
 import numpy as np
 
 from reuse_tf import files
+from reuse_tf.extras import extra
 from reuse_tf.learning.progress import RECENT
 from reuse_tf.policies.run_directory import CURVE
+
+with extra("atari"):
+    import seaborn
+    from matplotlib.figure import Figure
 
 
 def draw(run, settings, path):
@@ -20,10 +25,6 @@ def draw(run, settings, path):
     rows = run.rows
     if not rows:
         return
-    # Here rather than above, as they take seconds.
-    import seaborn
-    from matplotlib.figure import Figure
-
     returns = np.array([row.return_ for row in rows])
     steps = np.array([row.steps for row in rows])
     sums = np.cumsum(np.concatenate([[0.0], returns]))

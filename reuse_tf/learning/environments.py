@@ -3,10 +3,13 @@
 import base64
 import functools
 
-import ale_py
 import numpy as np
 
 from reuse_tf import atari
+from reuse_tf.extras import extra
+
+with extra("atari"):
+    import ale_py
 
 
 def make_one(settings, make_env=None):

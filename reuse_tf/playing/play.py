@@ -4,14 +4,17 @@ import dataclasses
 import sys
 import time
 
-import gymnasium as gym
 import keras
 import numpy as np
 import tensorflow as tf
 
 from reuse_tf import atari, process
+from reuse_tf.extras import extra
 from reuse_tf.policies import Sampler, build_network, likeliest, load_policy
 from reuse_tf.runner import Runner, RunnerStats
+
+with extra("atari"):
+    import gymnasium as gym
 
 # Seconds between two updates of the progress bar.
 _INTERVAL = 0.2

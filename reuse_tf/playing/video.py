@@ -1,7 +1,7 @@
 """Moving pictures: the frames of files, cameras and URLs, and files of frames.
 
 They are read and written by PyAV, whose wheels carry FFmpeg. It is imported
-when it is needed, as it is an extra.
+when it is needed, as GIFs are written without it.
 """
 
 import fractions
@@ -10,7 +10,11 @@ import sys
 import time
 
 import numpy as np
-from PIL import Image
+
+from reuse_tf.extras import extra
+
+with extra("video"):
+    from PIL import Image
 
 # Seconds to wait for a URL: for it to be opened, and for more of it.
 _TIMEOUT = (10, 10)
@@ -302,12 +306,8 @@ class Writer:
 
 
 def _import_av():
-    try:
+    with extra("video"):
         import av
-    except ImportError as error:
-        raise ImportError(
-            "Videos need the package av: pip install 'reuse-tf[video]'"
-        ) from error
     return av
 
 

@@ -10,9 +10,9 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw
 
 from reuse_tf import ops, process
+from reuse_tf.extras import extra
 from reuse_tf.playing.video import Writer
 from reuse_tf.runner import Runner
 from reuse_tf.thresholds import (
@@ -20,6 +20,9 @@ from reuse_tf.thresholds import (
     RunningError,
     find_thresholds,
 )
+
+with extra("video"):
+    from PIL import Image, ImageDraw
 
 # Seconds between two updates of the progress bar.
 _INTERVAL = 0.2
