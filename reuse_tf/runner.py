@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import ops
+from reuse_tf.batches import frame_batches
 from reuse_tf.graph import check_model, compile_model
 from reuse_tf.layers import check_threshold
 
@@ -251,6 +252,7 @@ class Runner:
         self._max_rows = int(max_rows or 0)
         self._shape = shape
         self._fitted = None
+        # What `stats` are of: a state, or what is left of that of `predict`.
         self._last = None
         self._recorded = None  # the state that records
         self._kept = None  # what the last step with `copy=False` wrote
@@ -328,6 +330,93 @@ class Runner:
             return fitted.graph.packed(arrays)
         self._kept = _Kept(state, arrays, given, frames, arguments)
         return self._kept.outputs
+
+    def predict(
+        self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
+    ):
+        """Computes the outputs for a video, as `keras.Model.predict` does.
+
+        The frames follow each other in time, whatever batches they come in:
+        they are one new stream, stepped through one by one. It ends with the
+        call. `step` and its streams do not notice: the stream has tables of
+        its own, for as long as the call takes. Of the frames none are kept, so
+        a video may have any length. Without gradient.
+
+        Args:
+            x: Frames in the order of time, uint8 or float32: an array or a
+                tensor `[T, H, W, C]`; or a `tf.data.Dataset`, a generator or
+                any other iterable that is no list, of batches of successive
+                frames `[B, H, W, C]`, where B may vary. As in Keras, a batch
+                may be a tuple `(frames, labels)`, whose labels are ignored.
+            batch_size: Of an array, how many frames go by between two updates
+                of the progress bar, or calls of `callbacks`. By default 32.
+            verbose: The progress bar: `"auto"` or 1 shows it, 2 shows one line
+                at the end, 0 nothing.
+            steps: The most batches to take. By default all that there are. A
+                generator can be gone on with where it is left.
+            callbacks: `keras.callbacks.Callback`s, whose methods for
+                prediction are called as Keras does. Their model is the
+                runner's.
+
+        Returns:
+            The model's outputs, float32 `[T, ...]`, in the form in which it
+            gives them: NumPy arrays with the bits that `step` returns.
+
+        Raises:
+            ValueError: If an argument is not as above; if batches differ in
+                dtype or in the size of frames; if there are no batches, and
+                the model's input has any height and width.
+
+        Example:
+
+        >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
+        """
+        batches, count = frame_batches(x, self._shape, batch_size, steps)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = keras.callbacks.CallbackList(
+                callbacks,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=1,
+                steps=count,
+                model=self.model,
+            )
+        runner = self._fresh()
+        stream = _Stream(runner)
+        parts = []
+        self.model.stop_predicting = False  # as callbacks know it
+        callbacks.on_predict_begin()
+        try:
+            for number, frames in enumerate(batches):
+                callbacks.on_predict_batch_begin(number)
+                parts.append(stream.outputs_of(frames))
+                self._last = runner._last
+                callbacks.on_predict_batch_end(number, {"outputs": parts[-1]})
+                if self.model.stop_predicting:
+                    break
+        finally:
+            if parts:
+                self._last = runner.stats
+        callbacks.on_predict_end()
+        if not parts:
+            if None in self._shape:
+                raise ValueError(
+                    "Expected `x` to have batches, as the model's input has "
+                    "any height and width. Received none"
+                )
+            parts.append(runner.step(np.empty((0, *self._shape), np.uint8)))
+        return keras.tree.map_structure(
+            lambda *of_output: np.concatenate(of_output), *parts
+        )
+
+    def _fresh(self):
+        """A runner of the same graph that has stepped nothing."""
+        runner = object.__new__(type(self))
+        vars(runner).update(vars(self))
+        if self._fitted is not None:
+            runner._fitted = _Fitted(self._fitted.graph)
+        runner._last = runner._recorded = runner._kept = None
+        return runner
 
     def _run(self, fitted, frames):
         """Steps by the op."""
@@ -525,6 +614,8 @@ class Runner:
                     "Expected `streams` to be integers in [0, 2^31). "
                     f"Received: streams={streams.tolist()}"
                 )
+        elif isinstance(self._last, RunnerStats):
+            self._last = None
         if self._fitted is None:
             return
         for state in set(self._fitted.states.values()):
@@ -534,9 +625,12 @@ class Runner:
     def stats(self):
         """What was done since the runner was made or reset: `RunnerStats`.
 
-        Of frames of the dtype that was stepped last.
+        Of frames of the dtype that was stepped last. During `predict`, and
+        after it until the next step, what that did.
         """
         last = self._last
+        if isinstance(last, RunnerStats):
+            return last
         if last is None:
             return RunnerStats(0, {}, self.reuse, {}, {}, 0, 0, {})
         totals, seconds, maps, rows = (
@@ -665,6 +759,40 @@ class _State:
             np.empty((count, *value.shape), np.float32)
             for value in self.fitted.graph.outputs
         ]
+
+
+class _Stream:
+    """The only stream of a runner, of which many frames are known at once."""
+
+    def __init__(self, runner):
+        self._runner = runner
+        # The array that each frame is put into: with one and the same, and
+        # outputs that are written over, a step costs least.
+        self._frame = None
+        self._step = None
+        self._arrays = []
+
+    def outputs_of(self, frames):
+        """The outputs of the next frames, NumPy `[B, H, W, C]`."""
+        if not len(frames):
+            return self._runner.step(frames)
+        if self._frame is None:
+            native = frames.dtype.newbyteorder("=")
+            self._frame = np.empty((1, *frames.shape[1:]), native)
+        rows = []
+        for t, frame in enumerate(frames):
+            self._frame[0] = frame
+            step = self._runner.step(self._frame, copy=False)
+            if step is not self._step:  # which it usually is
+                self._step, self._arrays = step, keras.tree.flatten(step)
+            if not rows:
+                rows = [
+                    np.empty((len(frames), *array.shape[1:]), array.dtype)
+                    for array in self._arrays
+                ]
+            for of_output, array in zip(rows, self._arrays, strict=True):
+                of_output[t] = array[0]
+        return keras.tree.pack_sequence_as(step, rows)
 
 
 class _Kept:
