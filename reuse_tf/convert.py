@@ -30,7 +30,7 @@ def convert(model, threshold=None):
     A batch is one frame of each of N streams. `predict(video)` of a converted
     model takes each batch of 32 frames for as many streams: right, but hardly
     anything is reused. To go through a video, call the model frame by frame,
-    use `predict(video, batch_size=1)`, or, much faster, a `Runner`.
+    use `predict(video, batch_size=1)`, or, much faster, `Runner.predict`.
 
     Args:
         model: A Sequential or functional Keras model, possibly nested.
