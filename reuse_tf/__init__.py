@@ -1,5 +1,6 @@
 """Convolutional networks that are cheap on frames that resemble each other."""
 
+from reuse_tf.callbacks import StatsLogger
 from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
@@ -20,6 +21,7 @@ __all__ = [
     "Runner",
     "RunnerStats",
     "Stats",
+    "StatsLogger",
     "Structure",
     "changed_positions",
     "convert",

@@ -28,8 +28,8 @@ def frame_batches(x, shape, batch_size=None, steps=None):
         ValueError: If an argument is not as above; by the iterator, if a batch
             is not.
     """
-    batch_size = _count("batch_size", batch_size)
-    steps = _count("steps", steps)
+    batch_size = check_count("batch_size", batch_size)
+    steps = check_count("steps", steps)
     if hasattr(x, "__array__"):
         frames = _checked(np.asarray(x), shape)
         size = batch_size or _BATCH_SIZE
@@ -61,7 +61,8 @@ def frame_batches(x, shape, batch_size=None, steps=None):
     return batches, count
 
 
-def _count(name, value):
+def check_count(name, value):
+    """Returns a positive integer as Python's, or None; or a `ValueError`."""
     if value is None:
         return None
     try:

@@ -372,6 +372,7 @@ class Runner:
         >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
         """
         batches, count = frame_batches(x, self._shape, batch_size, steps)
+        self._last = None  # before callbacks look at `stats`
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks,
