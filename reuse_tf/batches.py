@@ -2,6 +2,8 @@
 
 import itertools
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +13,12 @@ _BATCH_SIZE = 32
 _DTYPES = [np.dtype(np.uint8), np.dtype(np.float32)]
 
 
-def frame_batches(x, shape, batch_size=None, steps=None):
+def frame_batches(
+    x: Any,
+    shape: tuple[int | None, ...],
+    batch_size: int | None = None,
+    steps: int | None = None,
+) -> tuple[Iterator[np.ndarray], int | None]:
     """Batches of successive frames.
 
     Args:
@@ -30,6 +37,8 @@ def frame_batches(x, shape, batch_size=None, steps=None):
     """
     batch_size = check_count("batch_size", batch_size)
     steps = check_count("steps", steps)
+    batches: Iterator[np.ndarray]
+    count: int | None
     if hasattr(x, "__array__"):
         frames = _checked(np.asarray(x), shape)
         size = batch_size or _BATCH_SIZE
@@ -61,7 +70,7 @@ def frame_batches(x, shape, batch_size=None, steps=None):
     return batches, count
 
 
-def check_count(name, value):
+def check_count(name: str, value: Any) -> int | None:
     """Returns a positive integer as Python's, or None; or a `ValueError`."""
     if value is None:
         return None

@@ -1,5 +1,7 @@
 """What is reused, as a callback of Keras logs it."""
 
+import os
+
 import keras
 
 from reuse_tf.batches import check_count
@@ -53,7 +55,12 @@ class StatsLogger(keras.callbacks.Callback):
     >>> runner.predict(video, callbacks=[StatsLogger("logs", runner)])
     """
 
-    def __init__(self, log_dir, runner=None, update_freq=1):
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        runner: Runner | None = None,
+        update_freq: int = 1,
+    ) -> None:
         super().__init__()
         if runner is not None and not isinstance(runner, Runner):
             raise ValueError(
@@ -111,7 +118,7 @@ class StatsLogger(keras.callbacks.Callback):
             if whole > old_whole:
                 scalars[name] = (part - old_part) / (whole - old_whole)
         self._seen = parts
-        if any(name.startswith("runner/") for name in scalars):
+        if self._runner and any(n.startswith("runner/") for n in scalars):
             stats = self._runner.stats
             scalars["runner/clears"] = stats.clears
             scalars["runner/switches"] = stats.switches

@@ -1,15 +1,16 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike, DTypeLike
 
 from reuse_tf import ops
 from reuse_tf.batches import frame_batches
-from reuse_tf.graph import check_model, compile_model
+from reuse_tf.graph import Graph, check_model, compile_model
 from reuse_tf.layers import check_threshold
 
 
@@ -55,16 +56,16 @@ class RunnerStats(NamedTuple):
     """
 
     frames: int
-    layers: dict
+    layers: dict[str, LayerStats]
     reuse: str
-    rows: dict
-    max_rows: dict
+    rows: dict[str, int]
+    max_rows: dict[str, int]
     clears: int
     switches: int
-    seconds: dict
+    seconds: dict[str, float]
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> tuple[int, int]:
         """Those of all layers: made, and those that everything would take."""
         layers = self.layers.values()
         return (
@@ -114,13 +115,13 @@ class Structure(NamedTuple):
 
     pixels: tf.Tensor
     order: tf.Tensor
-    patches: list
-    shown: list
-    states: list
+    patches: list[tf.Tensor]
+    shown: list[Shown]
+    states: list[tf.Tensor]
     size: tf.Tensor
     nodes: str
 
-    def take(self, frames):
+    def take(self, frames: ArrayLike | tf.Tensor) -> "Structure":
         """The structure of some of the frames, as of a minibatch.
 
         Finds it without looking at pixels: it costs about as much as reading
@@ -139,7 +140,7 @@ class Structure(NamedTuple):
             tf.errors.InvalidArgumentError: If there is no such frame, or
                 `frames` have another shape.
         """
-        nodes = self.nodes
+        nodes: Any = self.nodes
         if tf.is_tensor(nodes):  # which a `tf.function` made of it
             nodes = nodes.numpy().decode()
         parts = ops.take_frames(
@@ -219,7 +220,13 @@ class Runner:
     >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
-    def __init__(self, model, reuse="auto", max_rows=None, threshold=0.0):
+    def __init__(
+        self,
+        model: keras.Model,
+        reuse: str = "auto",
+        max_rows: int | None = None,
+        threshold: float | dict[str, float] = 0.0,
+    ) -> None:
         if reuse not in ("auto", "content", "temporal"):
             raise ValueError(
                 "Expected `reuse` to be 'auto', 'content' or 'temporal'. "
@@ -251,11 +258,12 @@ class Runner:
         self._threshold = _by_name(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
-        self._fitted = None
+        self._fitted: _Fitted | None = None
         # What `stats` are of: a state, or what is left of that of `predict`.
         self._last = None
         self._recorded = None  # the state that records
-        self._kept = None  # what the last step with `copy=False` wrote
+        # What the last step with `copy=False` wrote.
+        self._kept: _Kept | None = None
         if None not in shape:
             self._last = self._state(self._fit(shape), tf.uint8)
 
@@ -264,7 +272,7 @@ class Runner:
         arguments = self.model, self.reuse, self._max_rows or None
         return Runner, (*arguments, self._threshold)
 
-    def step(self, frames, copy=True):
+    def step(self, frames: ArrayLike | tf.Tensor, copy: bool = True) -> Any:
         """Computes the outputs for the next frame of each stream.
 
         Stateful and without gradient; the path of lowest latency. Streams are
@@ -314,15 +322,16 @@ class Runner:
         state = self._state(fitted, frames.dtype)
         if len(frames) == 0:
             return fitted.graph.packed(state.new_outputs(0))
-        is_new = kept is None or not kept.has(state, len(frames))
-        arrays = state.new_outputs(len(frames)) if is_new else kept.arrays
+        if kept is not None and not kept.has(state, len(frames)):
+            kept = None
+        arrays = kept.arrays if kept else state.new_outputs(len(frames))
         arguments = (
             state.address,
             ops.address_of(frames),
             len(frames),
             fitted.address_of(arrays),
         )
-        if not ops.step_numpy(*arguments, not is_new):
+        if not ops.step_numpy(*arguments, kept is not None):
             return keras.tree.map_structure(
                 lambda tensor: tensor.numpy(), self._run(fitted, frames)
             )
@@ -332,8 +341,15 @@ class Runner:
         return self._kept.outputs
 
     def predict(
-        self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
-    ):
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: keras.callbacks.CallbackList
+        | list[keras.callbacks.Callback]
+        | None = None,
+    ) -> Any:
         """Computes the outputs for a video, as `keras.Model.predict` does.
 
         The frames follow each other in time, whatever batches they come in:
@@ -373,8 +389,9 @@ class Runner:
         """
         batches, count = frame_batches(x, self._shape, batch_size, steps)
         self._last = None  # before callbacks look at `stats`
+        called: Any = callbacks
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = keras.callbacks.CallbackList(
+            called = keras.callbacks.CallbackList(
                 callbacks,
                 add_progbar=verbose != 0,
                 verbose=verbose,
@@ -386,19 +403,19 @@ class Runner:
         stream = _Stream(runner)
         parts = []
         self.model.stop_predicting = False  # as callbacks know it
-        callbacks.on_predict_begin()
+        called.on_predict_begin()
         try:
             for number, frames in enumerate(batches):
-                callbacks.on_predict_batch_begin(number)
+                called.on_predict_batch_begin(number)
                 parts.append(stream.outputs_of(frames))
                 self._last = runner._last
-                callbacks.on_predict_batch_end(number, {"outputs": parts[-1]})
+                called.on_predict_batch_end(number, {"outputs": parts[-1]})
                 if self.model.stop_predicting:
                     break
         finally:
             if parts:
                 self._last = runner.stats
-        callbacks.on_predict_end()
+        called.on_predict_end()
         if not parts:
             if None in self._shape:
                 raise ValueError(
@@ -477,7 +494,7 @@ class Runner:
             )
         return graph
 
-    def __call__(self, frames):
+    def __call__(self, frames: ArrayLike | tf.Tensor | Structure) -> Any:
         """Computes the outputs for whole videos; differentiable.
 
         Stateless, and independent of `step`. Under `tf.GradientTape` it gives
@@ -533,7 +550,7 @@ class Runner:
             )
         return fitted.graph.evaluate(frames)
 
-    def structure(self, frames):
+    def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
         """Finds what is distinct in a video, for several passes over it.
 
         Args:
@@ -549,7 +566,7 @@ class Runner:
         )
         return _structure(parts, graph, frames.dtype)
 
-    def record(self, dtype=tf.uint8):
+    def record(self, dtype: DTypeLike | tf.DType = tf.uint8) -> None:
         """Has `step` leave the structure of its frames behind, from now on.
 
         Then `recorded` need not search the frames again. Clears the tables,
@@ -573,7 +590,7 @@ class Runner:
         self._recorded = state
         ops.runner_record(state.handle)
 
-    def recorded(self):
+    def recorded(self) -> Structure | None:
         """Ends a recording, and gives the memory of all tables back.
 
         Returns:
@@ -594,7 +611,7 @@ class Runner:
         structure = _structure(parts, graph, state.dtype)
         return structure if len(structure.order) else None
 
-    def reset_state(self, streams=None):
+    def reset_state(self, streams: ArrayLike | None = None) -> None:
         """Forgets streams. Never needed for a right result.
 
         Args:
@@ -623,7 +640,7 @@ class Runner:
             ops.runner_reset(state.handle, [] if streams is None else streams)
 
     @property
-    def stats(self):
+    def stats(self) -> RunnerStats:
         """What was done since the runner was made or reset: `RunnerStats`.
 
         Of frames of the dtype that was stepped last. During `predict`, and
@@ -649,7 +666,7 @@ class Runner:
         return RunnerStats(
             frames=totals[0],
             layers={
-                name: LayerStats(*line[:5], kinds[line[5]])
+                name: LayerStats._make([*line[:5], kinds[line[5]]])
                 for name, line in zip(names, maps, strict=True)
             },
             reuse="temporal"
@@ -667,12 +684,12 @@ class Runner:
         )
 
     @property
-    def threshold(self):
+    def threshold(self) -> dict[str, float]:
         """Those that the runner was made with, a dict by the names of maps."""
         return dict(self._threshold)
 
     @property
-    def graph(self):
+    def graph(self) -> Graph | None:
         """The `Graph` of the model; None while the frames' size is unknown."""
         return self._fitted.graph if self._fitted is not None else None
 
@@ -813,7 +830,7 @@ class _Kept:
         self.arguments = (*arguments, True)
         self.outputs = state.fitted.graph.packed(map(_read_only, arrays))
         # Frames that had to be copied are looked at anew.
-        self._frames = frames if frames is given else None
+        self._frames: Any = frames if frames is given else None
         self._shape, self._dtype = frames.shape, frames.dtype
 
     def fits(self, frames):
@@ -848,7 +865,7 @@ def _check_dtype(dtype):
 def _native(frames):
     """An array in the order of bytes, and aligned, as the kernels read it."""
     _check_dtype(frames.dtype.newbyteorder("="))
-    return np.require(frames, frames.dtype.newbyteorder("="), "CA")
+    return np.require(frames, frames.dtype.newbyteorder("="), ["C", "A"])
 
 
 def _tensor(frames):

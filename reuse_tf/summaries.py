@@ -1,6 +1,8 @@
 """Numbers that TensorBoard shows as curves."""
 
 import functools
+import os
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +20,7 @@ class Scalars:
         data_class="DATA_CLASS_SCALAR",
     )
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = str(path)
 
     @functools.cached_property
@@ -26,7 +28,7 @@ class Scalars:
         """Made with the first numbers, and not before: it makes a file."""
         return tf.summary.create_file_writer(self._path)
 
-    def write(self, scalars, step):
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes numbers by name, at a step.
 
         Raises:

@@ -11,7 +11,9 @@ from reuse_tf.atari.vector import check_preprocessing, make_vector
 _UNKNOWN = 256
 
 
-def make(game="Pong", *, preprocessing="paper", downsample=2):
+def make(
+    game: str = "Pong", *, preprocessing: str = "paper", downsample: int = 2
+) -> gym.Env:
     """Makes a game whose observations are small frames.
 
     The game is gymnasium's `ALE/<game>-v5`: each step repeats its action for
