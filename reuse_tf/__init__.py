@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+from reuse_tf.callbacks import StatsLogger
 from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
@@ -27,6 +28,7 @@ __all__ = [
     "Runner",
     "RunnerStats",
     "Stats",
+    "StatsLogger",
     "Structure",
     "changed_positions",
     "convert",

@@ -20,7 +20,9 @@ _TWINS = {
 }
 
 
-def convert(model, threshold=None):
+def convert(
+    model: keras.Model, threshold: float | dict[str, float] | None = None
+) -> keras.Model:
     """Replaces each `Conv2D` and `Dense` of a model by its incremental twin.
 
     Layers of other classes, subclasses of these two among them, and quantized
@@ -30,7 +32,7 @@ def convert(model, threshold=None):
     A batch is one frame of each of N streams. `predict(video)` of a converted
     model takes each batch of 32 frames for as many streams: right, but hardly
     anything is reused. To go through a video, call the model frame by frame,
-    use `predict(video, batch_size=1)`, or, much faster, a `Runner`.
+    use `predict(video, batch_size=1)`, or, much faster, `Runner.predict`.
 
     Args:
         model: A Sequential or functional Keras model, possibly nested.
@@ -73,7 +75,7 @@ def _set_thresholds(model, threshold):
             layer.threshold = check_threshold(value)
 
 
-def plain(model):
+def plain(model: keras.Model) -> keras.Model:
     """Replaces each incremental layer of a model by its plain twin.
 
     The inverse of `convert`, with the same argument, result and errors.
@@ -312,10 +314,10 @@ class Coverage(NamedTuple):
     why: str
 
 
-class CoverageTable(list):
+class CoverageTable(list[Coverage]):
     """The `Coverage` of each layer of a model; prints as a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [Coverage._fields, *self]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
@@ -327,7 +329,7 @@ class CoverageTable(list):
         )
 
 
-def coverage(model):
+def coverage(model: keras.Model | Runner) -> CoverageTable:
     """Tells of each layer whether it reuses what was computed, and why not.
 
     Args:

@@ -2,7 +2,8 @@
 
 import math
 import threading
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -41,9 +42,17 @@ class _Incremental:
     `set_weights` are those of the plain layer.
     """
 
+    # Of the Keras layer that it makes incremental.
+    kernel: Any
+    bias: Any
+    use_bias: bool
+    data_format: str
+    compute_dtype: str
+    quantization_mode: str | None
+
     _state = None
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Forgets all frames and sets the counters to zero.
 
         Never needed for a right result: it frees the buffers.
@@ -52,7 +61,7 @@ class _Incremental:
             self._state.reset()
 
     @property
-    def stats(self):
+    def stats(self) -> Stats:
         """What was computed since the layer was made or reset: `Stats`."""
         if self._state is None:
             return Stats()
@@ -113,7 +122,7 @@ def _value(weight):
     return getattr(weight, "value", weight)
 
 
-def check_threshold(threshold):
+def check_threshold(threshold: Any) -> float:
     """Returns a threshold as a float, or raises a `ValueError`."""
     try:
         value = float(threshold)
@@ -186,11 +195,20 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     9
     """
 
-    def __init__(self, filters, kernel_size, *args, threshold=0.0, **kwargs):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        *args: Any,
+        threshold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(filters, kernel_size, *args, **kwargs)
         self.threshold = check_threshold(threshold)
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         if not self._reuses(inputs, training):
             return super().call(inputs)
         fused = activations.describe(self.activation)
@@ -208,7 +226,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
             return super().call(inputs)  # Raises, as the input is too small.
         return outputs if fused else self.activation(outputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         if self.threshold:  # Without one, it is the config of a `Conv2D`.
             config["threshold"] = self.threshold
@@ -241,7 +259,9 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
         `[N, ..., units]`.
     """
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         if not self._reuses(inputs, training):
             return super().call(inputs, training=training)
         fused = activations.describe(self.activation)
@@ -255,7 +275,9 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
             outputs.set_shape([*inputs.shape[:-1], self.units])
         return outputs if fused else self.activation(outputs)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> Any:
         # Keras refuses subclasses of its own, as they may compute otherwise.
         type_check = type_check and type(self) is not IncrementalDense
         return super().quantize(mode, type_check=type_check, config=config)

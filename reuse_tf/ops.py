@@ -5,10 +5,13 @@ import importlib.metadata
 import operator
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 # The op library is built against one TensorFlow minor and loads in no other.
 TENSORFLOW_MINOR = "2.21"
@@ -25,7 +28,7 @@ def _library_path():
         return path
     try:
         files = importlib.metadata.distribution("reuse-tf")
-        path = pathlib.Path(files.locate_file(f"reuse_tf/{_LIBRARY}"))
+        path = pathlib.Path(str(files.locate_file(f"reuse_tf/{_LIBRARY}")))
         if path.exists():
             return path
     except importlib.metadata.PackageNotFoundError:
@@ -76,7 +79,9 @@ def _instruction_sets():
 INSTRUCTION_SETS, INSTRUCTION_SET = _instruction_sets()
 
 
-def sparse_gather(rows, patches):
+def sparse_gather(
+    rows: ArrayLike | tf.Tensor, patches: ArrayLike | tf.Tensor
+) -> tf.Tensor:
     """Gathers the rows that make up each patch.
 
     Differentiable with respect to `rows`: the gradient adds each part of a
@@ -104,7 +109,11 @@ def sparse_gather(rows, patches):
     return _ops.reuse_tf_sparse_gather(rows, _ids("patches", patches))
 
 
-def sparse_scatter(table, ids, rows):
+def sparse_scatter(
+    table: ArrayLike | tf.Tensor,
+    ids: ArrayLike | tf.Tensor,
+    rows: ArrayLike | tf.Tensor,
+) -> tf.Tensor:
     """Replaces rows of a table.
 
     The table is changed in place if nobody else holds it (as inside a
@@ -155,14 +164,14 @@ def _ids(name, values):
 
 
 def changed_positions(
-    inputs,
-    seen,
-    kernel_size=3,
-    strides=1,
-    padding="same",
-    dilation_rate=1,
-    threshold=0.0,
-):
+    inputs: ArrayLike | tf.Tensor,
+    seen: ArrayLike | tf.Tensor,
+    kernel_size: int | Sequence[int] = 3,
+    strides: int | Sequence[int] = 1,
+    padding: str = "same",
+    dilation_rate: int | Sequence[int] = 1,
+    threshold: float = 0.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Finds the positions whose patch is no longer what was last seen.
 
     Args:
@@ -222,14 +231,18 @@ def _positive(value):
     return value if 0 < value < 2**31 else None
 
 
-def take_frames(frames, *structure, nodes):
+def take_frames(
+    frames: ArrayLike | tf.Tensor, *structure: Any, nodes: list[str]
+) -> Any:
     """The parts of a structure that some frames show; see `Structure.take`."""
     return _ops.reuse_tf_take_frames(
         _ids("frames", frames), *structure, nodes=nodes
     )
 
 
-def new_runner_state(nodes, handles, reuse, max_rows):
+def new_runner_state(
+    nodes: list[str], handles: list[tf.Tensor], reuse: str, max_rows: int
+) -> tuple[tf.Tensor, int]:
     """Makes the state of a runner; see node_list.h.
 
     Returns:
@@ -246,7 +259,7 @@ def new_runner_state(nodes, handles, reuse, max_rows):
 _BYTE = ctypes.c_char * 1
 
 
-def address_of(array):
+def address_of(array: Any) -> int:
     """Where the values of a contiguous array are, which is not empty."""
     # Twice as fast as the other way, which is open to read-only arrays too.
     if array.flags.writeable:

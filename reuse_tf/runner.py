@@ -1,14 +1,16 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike, DTypeLike
 
 from reuse_tf import ops
-from reuse_tf.graph import check_model, compile_model
+from reuse_tf.batches import frame_batches
+from reuse_tf.graph import Graph, check_model, compile_model
 from reuse_tf.layers import check_threshold
 
 
@@ -54,16 +56,16 @@ class RunnerStats(NamedTuple):
     """
 
     frames: int
-    layers: dict
+    layers: dict[str, LayerStats]
     reuse: str
-    rows: dict
-    max_rows: dict
+    rows: dict[str, int]
+    max_rows: dict[str, int]
     clears: int
     switches: int
-    seconds: dict
+    seconds: dict[str, float]
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> tuple[int, int]:
         """Those of all layers: made, and those that everything would take."""
         layers = self.layers.values()
         return (
@@ -113,13 +115,13 @@ class Structure(NamedTuple):
 
     pixels: tf.Tensor
     order: tf.Tensor
-    patches: list
-    shown: list
-    states: list
+    patches: list[tf.Tensor]
+    shown: list[Shown]
+    states: list[tf.Tensor]
     size: tf.Tensor
     nodes: str
 
-    def take(self, frames):
+    def take(self, frames: ArrayLike | tf.Tensor) -> "Structure":
         """The structure of some of the frames, as of a minibatch.
 
         Finds it without looking at pixels: it costs about as much as reading
@@ -138,7 +140,7 @@ class Structure(NamedTuple):
             tf.errors.InvalidArgumentError: If there is no such frame, or
                 `frames` have another shape.
         """
-        nodes = self.nodes
+        nodes: Any = self.nodes
         if tf.is_tensor(nodes):  # which a `tf.function` made of it
             nodes = nodes.numpy().decode()
         parts = ops.take_frames(
@@ -218,7 +220,13 @@ class Runner:
     >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
-    def __init__(self, model, reuse="auto", max_rows=None, threshold=0.0):
+    def __init__(
+        self,
+        model: keras.Model,
+        reuse: str = "auto",
+        max_rows: int | None = None,
+        threshold: float | dict[str, float] = 0.0,
+    ) -> None:
         if reuse not in ("auto", "content", "temporal"):
             raise ValueError(
                 "Expected `reuse` to be 'auto', 'content' or 'temporal'. "
@@ -250,10 +258,12 @@ class Runner:
         self._threshold = _by_name(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
-        self._fitted = None
+        self._fitted: _Fitted | None = None
+        # What `stats` are of: a state, or what is left of that of `predict`.
         self._last = None
         self._recorded = None  # the state that records
-        self._kept = None  # what the last step with `copy=False` wrote
+        # What the last step with `copy=False` wrote.
+        self._kept: _Kept | None = None
         if None not in shape:
             self._last = self._state(self._fit(shape), tf.uint8)
 
@@ -262,7 +272,7 @@ class Runner:
         arguments = self.model, self.reuse, self._max_rows or None
         return Runner, (*arguments, self._threshold)
 
-    def step(self, frames, copy=True):
+    def step(self, frames: ArrayLike | tf.Tensor, copy: bool = True) -> Any:
         """Computes the outputs for the next frame of each stream.
 
         Stateful and without gradient; the path of lowest latency. Streams are
@@ -312,15 +322,16 @@ class Runner:
         state = self._state(fitted, frames.dtype)
         if len(frames) == 0:
             return fitted.graph.packed(state.new_outputs(0))
-        is_new = kept is None or not kept.has(state, len(frames))
-        arrays = state.new_outputs(len(frames)) if is_new else kept.arrays
+        if kept is not None and not kept.has(state, len(frames)):
+            kept = None
+        arrays = kept.arrays if kept else state.new_outputs(len(frames))
         arguments = (
             state.address,
             ops.address_of(frames),
             len(frames),
             fitted.address_of(arrays),
         )
-        if not ops.step_numpy(*arguments, not is_new):
+        if not ops.step_numpy(*arguments, kept is not None):
             return keras.tree.map_structure(
                 lambda tensor: tensor.numpy(), self._run(fitted, frames)
             )
@@ -328,6 +339,102 @@ class Runner:
             return fitted.graph.packed(arrays)
         self._kept = _Kept(state, arrays, given, frames, arguments)
         return self._kept.outputs
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: keras.callbacks.CallbackList
+        | list[keras.callbacks.Callback]
+        | None = None,
+    ) -> Any:
+        """Computes the outputs for a video, as `keras.Model.predict` does.
+
+        The frames follow each other in time, whatever batches they come in:
+        they are one new stream, stepped through one by one. It ends with the
+        call. `step` and its streams do not notice: the stream has tables of
+        its own, for as long as the call takes. Of the frames none are kept, so
+        a video may have any length. Without gradient.
+
+        Args:
+            x: Frames in the order of time, uint8 or float32: an array or a
+                tensor `[T, H, W, C]`; or a `tf.data.Dataset`, a generator or
+                any other iterable that is no list, of batches of successive
+                frames `[B, H, W, C]`, where B may vary. As in Keras, a batch
+                may be a tuple `(frames, labels)`, whose labels are ignored.
+            batch_size: Of an array, how many frames go by between two updates
+                of the progress bar, or calls of `callbacks`. By default 32.
+            verbose: The progress bar: `"auto"` or 1 shows it, 2 shows one line
+                at the end, 0 nothing.
+            steps: The most batches to take. By default all that there are. A
+                generator can be gone on with where it is left.
+            callbacks: `keras.callbacks.Callback`s, whose methods for
+                prediction are called as Keras does. Their model is the
+                runner's.
+
+        Returns:
+            The model's outputs, float32 `[T, ...]`, in the form in which it
+            gives them: NumPy arrays with the bits that `step` returns.
+
+        Raises:
+            ValueError: If an argument is not as above; if batches differ in
+                dtype or in the size of frames; if there are no batches, and
+                the model's input has any height and width.
+
+        Example:
+
+        >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
+        """
+        batches, count = frame_batches(x, self._shape, batch_size, steps)
+        self._last = None  # before callbacks look at `stats`
+        called: Any = callbacks
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            called = keras.callbacks.CallbackList(
+                callbacks,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=1,
+                steps=count,
+                model=self.model,
+            )
+        runner = self._fresh()
+        stream = _Stream(runner)
+        parts = []
+        self.model.stop_predicting = False  # as callbacks know it
+        called.on_predict_begin()
+        try:
+            for number, frames in enumerate(batches):
+                called.on_predict_batch_begin(number)
+                parts.append(stream.outputs_of(frames))
+                self._last = runner._last
+                called.on_predict_batch_end(number, {"outputs": parts[-1]})
+                if self.model.stop_predicting:
+                    break
+        finally:
+            if parts:
+                self._last = runner.stats
+        called.on_predict_end()
+        if not parts:
+            if None in self._shape:
+                raise ValueError(
+                    "Expected `x` to have batches, as the model's input has "
+                    "any height and width. Received none"
+                )
+            parts.append(runner.step(np.empty((0, *self._shape), np.uint8)))
+        return keras.tree.map_structure(
+            lambda *of_output: np.concatenate(of_output), *parts
+        )
+
+    def _fresh(self):
+        """A runner of the same graph that has stepped nothing."""
+        runner = object.__new__(type(self))
+        vars(runner).update(vars(self))
+        if self._fitted is not None:
+            runner._fitted = _Fitted(self._fitted.graph)
+        runner._last = runner._recorded = runner._kept = None
+        return runner
 
     def _run(self, fitted, frames):
         """Steps by the op."""
@@ -387,7 +494,7 @@ class Runner:
             )
         return graph
 
-    def __call__(self, frames):
+    def __call__(self, frames: ArrayLike | tf.Tensor | Structure) -> Any:
         """Computes the outputs for whole videos; differentiable.
 
         Stateless, and independent of `step`. Under `tf.GradientTape` it gives
@@ -443,7 +550,7 @@ class Runner:
             )
         return fitted.graph.evaluate(frames)
 
-    def structure(self, frames):
+    def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
         """Finds what is distinct in a video, for several passes over it.
 
         Args:
@@ -459,7 +566,7 @@ class Runner:
         )
         return _structure(parts, graph, frames.dtype)
 
-    def record(self, dtype=tf.uint8):
+    def record(self, dtype: DTypeLike | tf.DType = tf.uint8) -> None:
         """Has `step` leave the structure of its frames behind, from now on.
 
         Then `recorded` need not search the frames again. Clears the tables,
@@ -483,7 +590,7 @@ class Runner:
         self._recorded = state
         ops.runner_record(state.handle)
 
-    def recorded(self):
+    def recorded(self) -> Structure | None:
         """Ends a recording, and gives the memory of all tables back.
 
         Returns:
@@ -504,7 +611,7 @@ class Runner:
         structure = _structure(parts, graph, state.dtype)
         return structure if len(structure.order) else None
 
-    def reset_state(self, streams=None):
+    def reset_state(self, streams: ArrayLike | None = None) -> None:
         """Forgets streams. Never needed for a right result.
 
         Args:
@@ -525,18 +632,23 @@ class Runner:
                     "Expected `streams` to be integers in [0, 2^31). "
                     f"Received: streams={streams.tolist()}"
                 )
+        elif isinstance(self._last, RunnerStats):
+            self._last = None
         if self._fitted is None:
             return
         for state in set(self._fitted.states.values()):
             ops.runner_reset(state.handle, [] if streams is None else streams)
 
     @property
-    def stats(self):
+    def stats(self) -> RunnerStats:
         """What was done since the runner was made or reset: `RunnerStats`.
 
-        Of frames of the dtype that was stepped last.
+        Of frames of the dtype that was stepped last. During `predict`, and
+        after it until the next step, what that did.
         """
         last = self._last
+        if isinstance(last, RunnerStats):
+            return last
         if last is None:
             return RunnerStats(0, {}, self.reuse, {}, {}, 0, 0, {})
         totals, seconds, maps, rows = (
@@ -554,7 +666,7 @@ class Runner:
         return RunnerStats(
             frames=totals[0],
             layers={
-                name: LayerStats(*line[:5], kinds[line[5]])
+                name: LayerStats._make([*line[:5], kinds[line[5]]])
                 for name, line in zip(names, maps, strict=True)
             },
             reuse="temporal"
@@ -572,12 +684,12 @@ class Runner:
         )
 
     @property
-    def threshold(self):
+    def threshold(self) -> dict[str, float]:
         """Those that the runner was made with, a dict by the names of maps."""
         return dict(self._threshold)
 
     @property
-    def graph(self):
+    def graph(self) -> Graph | None:
         """The `Graph` of the model; None while the frames' size is unknown."""
         return self._fitted.graph if self._fitted is not None else None
 
@@ -667,6 +779,40 @@ class _State:
         ]
 
 
+class _Stream:
+    """The only stream of a runner, of which many frames are known at once."""
+
+    def __init__(self, runner):
+        self._runner = runner
+        # The array that each frame is put into: with one and the same, and
+        # outputs that are written over, a step costs least.
+        self._frame = None
+        self._step = None
+        self._arrays = []
+
+    def outputs_of(self, frames):
+        """The outputs of the next frames, NumPy `[B, H, W, C]`."""
+        if not len(frames):
+            return self._runner.step(frames)
+        if self._frame is None:
+            native = frames.dtype.newbyteorder("=")
+            self._frame = np.empty((1, *frames.shape[1:]), native)
+        rows = []
+        for t, frame in enumerate(frames):
+            self._frame[0] = frame
+            step = self._runner.step(self._frame, copy=False)
+            if step is not self._step:  # which it usually is
+                self._step, self._arrays = step, keras.tree.flatten(step)
+            if not rows:
+                rows = [
+                    np.empty((len(frames), *array.shape[1:]), array.dtype)
+                    for array in self._arrays
+                ]
+            for of_output, array in zip(rows, self._arrays, strict=True):
+                of_output[t] = array[0]
+        return keras.tree.pack_sequence_as(step, rows)
+
+
 class _Kept:
     """Outputs that steps write into, and the array whose frames they are of.
 
@@ -684,7 +830,7 @@ class _Kept:
         self.arguments = (*arguments, True)
         self.outputs = state.fitted.graph.packed(map(_read_only, arrays))
         # Frames that had to be copied are looked at anew.
-        self._frames = frames if frames is given else None
+        self._frames: Any = frames if frames is given else None
         self._shape, self._dtype = frames.shape, frames.dtype
 
     def fits(self, frames):
@@ -719,7 +865,7 @@ def _check_dtype(dtype):
 def _native(frames):
     """An array in the order of bytes, and aligned, as the kernels read it."""
     _check_dtype(frames.dtype.newbyteorder("="))
-    return np.require(frames, frames.dtype.newbyteorder("="), "CA")
+    return np.require(frames, frames.dtype.newbyteorder("="), ["C", "A"])
 
 
 def _tensor(frames):

@@ -1,9 +1,11 @@
 """Thresholds that are found rather than guessed, from frames of a camera."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from reuse_tf.runner import Runner
 
@@ -34,13 +36,13 @@ class FoundThresholds(NamedTuple):
         is_within: Whether the tolerance is kept on the held-out frames too.
     """
 
-    thresholds: dict
+    thresholds: dict[str, float]
     error: float
     work: float
     exact_work: float
     is_within: bool
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.work:.1%} of the multiply-adds (without thresholds "
             f"{self.exact_work:.1%}), error {self.error:.3g} on held-out "
@@ -49,7 +51,11 @@ class FoundThresholds(NamedTuple):
         )
 
 
-def relative_error(reference, outputs, before=None):
+def relative_error(
+    reference: Sequence[ArrayLike],
+    outputs: Sequence[ArrayLike],
+    before: Sequence[ArrayLike] | None = None,
+) -> float:
     """Computes how far outputs are off, relative to how much they vary.
 
         sqrt(mean((outputs - reference)^2) / mean((reference - always)^2))
@@ -78,23 +84,25 @@ def relative_error(reference, outputs, before=None):
 class RunningError:
     """The `relative_error` of more and more frames, none of which is kept."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sums = []
 
-    def vary(self, reference):
+    def vary(self, reference: Sequence[ArrayLike]) -> None:
         """Adds frames to those of which it is taken how much outputs vary."""
         self._sums = self._sums or [_Sums() for _ in reference]
         for sums, want in zip(self._sums, reference, strict=True):
             sums.vary(np.asarray(want, np.float64))
 
-    def add(self, reference, outputs):
+    def add(
+        self, reference: Sequence[ArrayLike], outputs: Sequence[ArrayLike]
+    ) -> None:
         """Adds frames: see `relative_error`."""
         self.vary(reference)
         for sums, want, got in zip(self._sums, reference, outputs, strict=True):
             sums.compare(want, got)
 
     @property
-    def value(self):
+    def value(self) -> float:
         """A float, of all frames so far: 0 if there are none."""
         return max((sums.error for sums in self._sums), default=0.0)
 
@@ -138,8 +146,15 @@ class _Sums:
 
 
 def find_thresholds(
-    model, frames, tolerance=0.05, *, held_out=0.3, trials=24, verbose=True
-):
+    model: keras.Model | Runner,
+    frames: ArrayLike | Sequence[ArrayLike],
+    tolerance: float
+    | Callable[[list[np.ndarray], list[np.ndarray]], bool] = 0.05,
+    *,
+    held_out: float = 0.3,
+    trials: int = 24,
+    verbose: bool = True,
+) -> FoundThresholds:
     """Finds the thresholds of least work that keep outputs within a tolerance.
 
     A factor for the frames and one for all other maps, times the standard

@@ -13,7 +13,7 @@ gym.register_envs(ale_py)
 _PREFIX, _SUFFIX = "ALE/", "-v5"
 
 
-def games():
+def games() -> list[str]:
     """Returns the short names of all games, sorted: `["Adventure", ...]`."""
     return sorted(
         name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
@@ -22,7 +22,7 @@ def games():
     )
 
 
-def short_name(game):
+def short_name(game: str) -> str:
     """Returns the short name of a game, such as `"Pong"`.
 
     Args:
@@ -44,6 +44,6 @@ def short_name(game):
     )
 
 
-def full_id(game):
+def full_id(game: str) -> str:
     """Returns the full id of a game, such as `"ALE/Pong-v5"`."""
     return f"{_PREFIX}{short_name(game)}{_SUFFIX}"

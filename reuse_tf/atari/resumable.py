@@ -1,9 +1,11 @@
 """Several Atari games to learn from, whose state can be saved."""
 
 import base64
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from reuse_tf.atari.games import short_name
 from reuse_tf.atari.vector import REPEAT, check_number, make_vector
@@ -95,18 +97,18 @@ class ResumableGames:
 
     def __init__(
         self,
-        game="Pong",
-        num_envs=8,
+        game: str = "Pong",
+        num_envs: int = 8,
         *,
-        preprocessing="standard",
-        downsample=2,
-        repeat_action_probability=REPEAT,
-        max_steps=27_000,
-        num_threads=0,
-        max_log=2**14,
-    ):
+        preprocessing: str = "standard",
+        downsample: int = 2,
+        repeat_action_probability: float = REPEAT,
+        max_steps: int = 27_000,
+        num_threads: int = 0,
+        max_log: int = 2**14,
+    ) -> None:
         # What decides the games, besides seeds and actions.
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "game": short_name(game),
             "num_envs": check_number("num_envs", num_envs, 1),
             "preprocessing": preprocessing,
@@ -131,9 +133,10 @@ class ResumableGames:
         self._lengths = np.zeros(num_envs, np.int64)
         self._lives = np.zeros(num_envs, np.int32)
         self._begun = False
-        self._sent = None  # the actions of a step that was begun
+        # The actions of a step that was begun.
+        self._sent: np.ndarray | None = None
 
-    def reset(self, seed):
+    def reset(self, seed: int) -> np.ndarray:
         """Begins new games, which do not depend on those before.
 
         Args:
@@ -152,7 +155,7 @@ class ResumableGames:
             [b""] * self.num_envs,
         )
 
-    def begin(self):
+    def begin(self) -> np.ndarray:
         """Leaves all games where they are, and begins others.
 
         Returns:
@@ -164,7 +167,7 @@ class ResumableGames:
         self._check_between_steps()
         return self._begin_anew(np.ones(self.num_envs, bool))
 
-    def step(self, actions):
+    def step(self, actions: ArrayLike) -> Step:
         """Takes a step in every environment.
 
         Args:
@@ -181,7 +184,7 @@ class ResumableGames:
         self.send(actions)
         return self.recv()
 
-    def send(self, actions):
+    def send(self, actions: ArrayLike) -> None:
         """Begins a `step`, which goes on until `recv` asks what it led to.
 
         So the policy can act for one `ResumableGames` while another one's
@@ -191,7 +194,7 @@ class ResumableGames:
         self._env.send(actions)
         self._sent = np.array(actions)
 
-    def recv(self):
+    def recv(self) -> Step:
         """Returns the `Step` that the last `send` has begun.
 
         Raises:
@@ -212,7 +215,7 @@ class ResumableGames:
             step = step._replace(frames=self._begin_anew(full))
         return step
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Returns what `restore` needs, of values that JSON can hold.
 
         Raises:
@@ -227,7 +230,11 @@ class ResumableGames:
             **self._outcome(),
         }
 
-    def restore(self, state, watch=None):
+    def restore(
+        self,
+        state: dict[str, Any],
+        watch: Callable[[int, np.ndarray, int, float], object] | None = None,
+    ) -> np.ndarray:
         """Goes back to a state: all is as if nothing had come between.
 
         The actions that it holds are played again, which takes about as long
@@ -258,7 +265,7 @@ class ResumableGames:
             )
         return frames
 
-    def close(self):
+    def close(self) -> None:
         """Ends the threads and the emulators."""
         self._env.close()
 
@@ -314,7 +321,7 @@ class ResumableGames:
                 self._seed, spawn_key=(i, self._restarts[i])
             ).generate_state(1)[0]
             % 2**31
-            for i in np.flatnonzero(mask)
+            for i in np.flatnonzero(mask).tolist()
         ]
         frames, info = self._env.reset(
             seed=np.array(seeds), options={"reset_mask": mask}

@@ -17,12 +17,12 @@ _UNKNOWN = 256
 
 
 def make(
-    game="Pong",
+    game: str = "Pong",
     *,
-    preprocessing="paper",
-    downsample=2,
-    repeat_action_probability=REPEAT,
-):
+    preprocessing: str = "paper",
+    downsample: int = 2,
+    repeat_action_probability: float = REPEAT,
+) -> gym.Env:
     """Makes a game whose observations are small frames.
 
     The game is gymnasium's `ALE/<game>-v5`: each step repeats its action for

@@ -1,9 +1,11 @@
 """Several Atari games at once, stepped by threads."""
 
 import contextlib
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from reuse_tf.atari.games import full_id
 
@@ -26,16 +28,16 @@ _MAX_STEPS = 27_000
 
 
 def make_vector(
-    game="Pong",
-    num_envs=2,
+    game: str = "Pong",
+    num_envs: int = 2,
     *,
-    preprocessing="paper",
-    downsample=2,
-    repeat_action_probability=REPEAT,
-    max_steps=_MAX_STEPS,
-    num_threads=0,
-    autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
-):
+    preprocessing: str = "paper",
+    downsample: int = 2,
+    repeat_action_probability: float = REPEAT,
+    max_steps: int = _MAX_STEPS,
+    num_threads: int = 0,
+    autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+) -> gym.vector.VectorEnv:
     """Makes several environments of a game, stepped at once by threads.
 
     They are ale-py's `AtariVectorEnv`, with the games, the frames and the
@@ -98,19 +100,21 @@ class Screen:
         repeat_action_probability: See `make`.
     """
 
-    def __init__(self, game, repeat_action_probability=REPEAT):
-        mode = gym.vector.AutoresetMode.NEXT_STEP
+    def __init__(
+        self, game: str, repeat_action_probability: float = REPEAT
+    ) -> None:
+        mode = AutoresetMode.NEXT_STEP
         settings = _STANDARD | _screen(game) | {"grayscale": False}
         self._env = _make(
             game, 1, repeat_action_probability, _MAX_STEPS, 0, mode, settings
         )
 
-    def reset(self, seed=None):
+    def reset(self, seed: int | None = None) -> np.ndarray:
         """Returns the first screen of a game, uint8 `[rows, 160, 3]`."""
         seed = None if seed is None else int(seed) % _SEEDS
         return self._env.reset(seed=seed)[0][0, 0]
 
-    def step(self, action):
+    def step(self, action: int) -> np.ndarray:
         """Returns the screen that an action leads to."""
         return self._env.step(np.array([action]))[0][0, 0]
 
@@ -152,7 +156,7 @@ def _screen(game):
     }
 
 
-def check_preprocessing(preprocessing, downsample):
+def check_preprocessing(preprocessing: str, downsample: int) -> None:
     """Refuses what `make` does not take."""
     if preprocessing not in ("paper", "standard"):
         raise ValueError(
@@ -165,7 +169,7 @@ def check_preprocessing(preprocessing, downsample):
         )
 
 
-def check_probability(value):
+def check_probability(value: Any) -> None:
     """Refuses what is no `repeat_action_probability`."""
     if (
         isinstance(value, bool)
@@ -178,7 +182,7 @@ def check_probability(value):
         )
 
 
-def check_number(name, value, least):
+def check_number(name: str, value: Any, least: int) -> int:
     """Returns an argument, if it is an integer of at least `least`."""
     if (
         not isinstance(value, (int, np.integer))

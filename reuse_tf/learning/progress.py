@@ -1,17 +1,16 @@
 """How far a training is: counted, and shown as it goes on."""
 
 import dataclasses
-import functools
 import sys
 import time
 from typing import NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from reuse_tf.learning.settings import is_finite
 from reuse_tf.policies import run_directory
+from reuse_tf.summaries import Scalars
 
 # The progress bar and the curve show the mean return of this many episodes.
 RECENT = 100
@@ -144,24 +143,10 @@ class Bar:
 
 
 class TensorBoard:
-    """A log of each update for TensorBoard, in a folder of the run.
-
-    `tf.summary.scalar` needs TensorBoard to be installed; what it writes does
-    not.
-    """
-
-    _SCALAR = tf.compat.v1.SummaryMetadata(
-        plugin_data={"plugin_name": "scalars"},
-        data_class="DATA_CLASS_SCALAR",
-    )
+    """A log of each update for TensorBoard, in a folder of the run."""
 
     def __init__(self, path):
-        self._path = str(path / "tensorboard")
-
-    @functools.cached_property
-    def _writer(self):
-        """Made with a first update, and not before: it makes a file."""
-        return tf.summary.create_file_writer(self._path)
+        self._scalars = Scalars(path / "tensorboard")
 
     def log_update(self, progress, rows, scalars):
         """Logs an update, of these rows and these numbers by name.
@@ -181,12 +166,4 @@ class TensorBoard:
         Raises:
             OSError: If they cannot be written.
         """
-        try:
-            with self._writer.as_default(step=progress.steps):
-                for name, value in scalars.items():
-                    tf.summary.write(
-                        name, np.float32(value), metadata=self._SCALAR
-                    )
-            self._writer.flush()
-        except tf.errors.OpError as error:
-            raise OSError(f"cannot write {error.message}") from error
+        self._scalars.write(scalars, progress.steps)

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import numbers
+import os
+from typing import Any
 
 from reuse_tf.policies import NETWORKS, default_filters, run_directory
 
@@ -261,7 +263,7 @@ def _one_of(*values):
     return f"{', '.join(others)} or {last}", values.__contains__
 
 
-def saved_settings(run_dir):
+def saved_settings(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the settings of a run.
 
     Args:

@@ -3,7 +3,12 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
 
 from reuse_tf import process
 from reuse_tf.learning import curve, evaluation
@@ -18,7 +23,7 @@ from reuse_tf.learning.progress import (
     parse_rows,
 )
 from reuse_tf.learning.reinforce import Reinforce
-from reuse_tf.learning.settings import MAY_CHANGE, saved_settings
+from reuse_tf.learning.settings import MAY_CHANGE, Settings, saved_settings
 from reuse_tf.playing.play import Summary, recomputed
 from reuse_tf.policies import run_directory
 from reuse_tf.policies.run_directory import (
@@ -28,8 +33,11 @@ from reuse_tf.policies.run_directory import (
     RunDirectory,
 )
 
+if TYPE_CHECKING:
+    import gymnasium as gym
+
 # Classes with the methods and attributes of `Reinforce`.
-ALGORITHMS = {"reinforce": Reinforce, "ppo": PPO, "a2c": PPO}
+ALGORITHMS: dict[str, Any] = {"reinforce": Reinforce, "ppo": PPO, "a2c": PPO}
 # Seconds between two drawings of the learning curve.
 _CURVE_INTERVAL = 300
 
@@ -48,14 +56,19 @@ class TrainingSummary(Summary):
     update_seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         values = super().as_dict()
         values["seconds"]["update"] = self.update_seconds
         values["seconds"]["evaluation"] = self.evaluation_seconds
         return values
 
 
-def train(settings, run_dir, make_env=None, network=None):
+def train(
+    settings: Settings,
+    run_dir: str | os.PathLike[str],
+    make_env: "Callable[[], gym.Env] | None" = None,
+    network: Callable[..., keras.Model] | None = None,
+) -> tuple[keras.Model, TrainingSummary]:
     """Trains a policy.
 
     When the function is called again with the same run directory it goes on
@@ -250,13 +263,15 @@ class _Run:
         progress = self.progress
         progress.updates += 1
         rows = [
-            Row(
-                number,
-                progress.updates,
-                *episode,
-                progress.steps,
-                round(progress.total_seconds, 3),
-                round(progress.processor_seconds, 3),
+            Row._make(
+                (
+                    number,
+                    progress.updates,
+                    *episode,
+                    progress.steps,
+                    round(progress.total_seconds, 3),
+                    round(progress.processor_seconds, 3),
+                )
             )
             for number, episode in enumerate(episodes, progress.episodes + 1)
         ]

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -15,8 +16,13 @@ _NATURE_SIZE = 36
 
 
 def build_network(
-    network, input_shape, num_actions, *, filters=None, value=False
-):
+    network: str | Callable[..., keras.Model],
+    input_shape: Sequence[int],
+    num_actions: int,
+    *,
+    filters: Sequence[int] | None = None,
+    value: bool = False,
+) -> keras.Model:
     """Builds a policy of one of several networks, with a critic if wanted.
 
     The critic is one more dense layer, of one unit, beside that of the logits.
@@ -63,12 +69,21 @@ def build_network(
     return _with_value(model) if value else model
 
 
-def paper(input_shape, num_actions, filters=(40, 80)):
+def paper(
+    input_shape: Sequence[int],
+    num_actions: int,
+    filters: Sequence[int] = (40, 80),
+) -> keras.Model:
     """Builds the policy of Khachatourian (2019): see `build_policy`."""
     return build_policy(input_shape, num_actions, filters, incremental=False)
 
 
-def nature(input_shape, num_actions, filters=(32, 64, 64), units=512):
+def nature(
+    input_shape: Sequence[int],
+    num_actions: int,
+    filters: Sequence[int] = (32, 64, 64),
+    units: int = 512,
+) -> keras.Model:
     """Builds the network of Mnih et al. (2015).
 
     Three convolutions with strides and a dense layer, each followed by a ReLU,
@@ -124,7 +139,12 @@ def nature(input_shape, num_actions, filters=(32, 64, 64), units=512):
     return _with_logits(inputs, x, num_actions)
 
 
-def impala(input_shape, num_actions, filters=(16, 32, 32), units=256):
+def impala(
+    input_shape: Sequence[int],
+    num_actions: int,
+    filters: Sequence[int] = (16, 32, 32),
+    units: int = 256,
+) -> keras.Model:
     """Builds the larger network of Espeholt et al. (2018), without its LSTM.
 
     Parts of a convolution, a pooling of stride 2 and two residual blocks of
@@ -175,7 +195,7 @@ def impala(input_shape, num_actions, filters=(16, 32, 32), units=256):
 NETWORKS = {"paper": paper, "nature": nature, "impala": impala}
 
 
-def default_filters(network):
+def default_filters(network: str) -> tuple[int, ...]:
     """Returns the filters that a network of `NETWORKS` has by default."""
     return inspect.signature(NETWORKS[network]).parameters["filters"].default
 

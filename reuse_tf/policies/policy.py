@@ -2,6 +2,8 @@
 
 import numbers
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,8 +15,12 @@ from reuse_tf.policies.run_directory import policies
 
 
 def build_policy(
-    input_shape, num_actions, filters=(40, 80), kernel_size=3, incremental=True
-):
+    input_shape: Sequence[int],
+    num_actions: int,
+    filters: Sequence[int] = (40, 80),
+    kernel_size: int = 3,
+    incremental: bool = True,
+) -> keras.Model:
     """Builds a policy: convolutions, then one dense layer without bias.
 
     Pixels are scaled to [0, 1], every convolution keeps the height and width
@@ -48,7 +54,7 @@ def build_policy(
     )
     # Stated, as a user may have configured other defaults of Keras.
     dtype = {"dtype": "float32"}
-    positions = {"data_format": "channels_last", **dtype}
+    positions: dict[str, Any] = {"data_format": "channels_last", **dtype}
     return keras.Sequential(
         [
             keras.Input(input_shape, dtype="uint8", name="frames"),
@@ -71,7 +77,9 @@ def build_policy(
     )
 
 
-def check_arguments(input_shape, filters, **counts):
+def check_arguments(
+    input_shape: Sequence[int], filters: Sequence[int], **counts: int
+) -> None:
     """Refuses what no network can be built of.
 
     Args:
@@ -100,8 +108,13 @@ def check_arguments(input_shape, filters, **counts):
 
 
 def load_policy(
-    path, input_shape, num_actions, incremental=True, *, value=False
-):
+    path: str | os.PathLike[str],
+    input_shape: Sequence[int],
+    num_actions: int,
+    incremental: bool = True,
+    *,
+    value: bool = False,
+) -> keras.Model:
     """Loads a saved policy.
 
     Args:
@@ -140,7 +153,14 @@ def load_policy(
     return convert(policy) if incremental else plain(policy)
 
 
-def policy_of(model, what, input_shape, num_actions, *, value=False):
+def policy_of(
+    model: keras.Model,
+    what: str,
+    input_shape: Sequence[int],
+    num_actions: int,
+    *,
+    value: bool = False,
+) -> keras.Model:
     """Takes of a model what is asked for.
 
     Args:
@@ -169,7 +189,7 @@ def policy_of(model, what, input_shape, num_actions, *, value=False):
     outputs = internals.outputs_of(model)
     if isinstance(outputs, dict) and not value:
         outputs = outputs.get("logits", outputs)
-    expected = (None, num_actions)
+    expected: Any = (None, num_actions)
     if value:
         expected = {"logits": expected, "value": (None, 1)}
         if isinstance(outputs, dict) and expected.keys() <= outputs.keys():
@@ -197,11 +217,11 @@ class Sampler:
         rng: A `numpy.random.Generator`, of which each action takes one number.
     """
 
-    def __init__(self, rng):
+    def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._logits = None
 
-    def __call__(self, logits):
+    def __call__(self, logits: np.ndarray) -> list[int]:
         """Draws an action of each row.
 
         Args:
@@ -238,7 +258,7 @@ class Sampler:
         )
 
 
-def likeliest(logits):
+def likeliest(logits: np.ndarray) -> list[int]:
     """Returns the likeliest action of each row of logits, as a list.
 
     Args:

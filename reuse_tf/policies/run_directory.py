@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from reuse_tf import files
 
@@ -45,7 +46,7 @@ _ADVICE = (
 )
 
 
-def policies(path):
+def policies(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Returns the paths of the saved policies of a run, the newest last.
 
     Args:
@@ -60,12 +61,12 @@ def policies(path):
     return [checkpoint / POLICY for checkpoint in checkpoints]
 
 
-def newest_policy(path):
+def newest_policy(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the last of `policies(path)`."""
     return policies(path)[-1]
 
 
-def saved_settings(path):
+def saved_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Returns the settings of a run, or None if there is none.
 
     Args:
@@ -89,7 +90,9 @@ def saved_settings(path):
     return settings
 
 
-def damaged_settings(path, error):
+def damaged_settings(
+    path: str | os.PathLike[str], error: BaseException
+) -> ValueError:
     """Returns the `ValueError` of a run whose settings are damaged."""
     file = pathlib.Path(path) / _SETTINGS
     return ValueError(
@@ -98,7 +101,11 @@ def damaged_settings(path, error):
     )
 
 
-def damaged_rows(path, error, name=EPISODES):
+def damaged_rows(
+    path: str | os.PathLike[str],
+    error: BaseException | str,
+    name: str = EPISODES,
+) -> ValueError:
     """Returns the `ValueError` of a run with a table that is damaged."""
     file = pathlib.Path(path) / name
     return ValueError(f"{str(file)!r} is damaged: {error}. {_ADVICE}")
