@@ -7,6 +7,7 @@ else that of the checkout's .venv.
 _ASK = """
 import tensorflow as tf
 print()
+print(".".join(tf.__version__.split(".")[:2]))
 print(tf.sysconfig.get_include())
 print(tf.sysconfig.get_lib())
 print(" ".join(tf.sysconfig.get_compile_flags()))
@@ -56,7 +57,7 @@ def _ask_python(ctx):
     ))
 
 def _tensorflow_repository_impl(ctx):
-    include, lib, flags = _ask_python(ctx).strip().split("\n")[-3:]
+    minor, include, lib, flags = _ask_python(ctx).strip().split("\n")[-4:]
 
     ctx.symlink(include, "include")
     library = None
@@ -69,6 +70,7 @@ def _tensorflow_repository_impl(ctx):
 
     defines = [flag[2:] for flag in flags.split(" ") if flag.startswith("-D")]
     ctx.file("BUILD", _BUILD.format(library = library, defines = repr(defines)))
+    ctx.file("minor.bzl", "TENSORFLOW_MINOR = {}\n".format(repr(minor)))
     ctx.file("python.bzl", _PYTHON_RULES if ctx.attr.rules_python else _NATIVE_PYTHON_RULES)
 
 tensorflow_repository = repository_rule(
@@ -80,5 +82,5 @@ tensorflow_repository = repository_rule(
     },
     environ = ["PATH", "PYTHON_BIN_PATH"],
     local = True,
-    doc = "The installed TensorFlow's headers, framework library and flags.",
+    doc = "The installed TensorFlow's headers, framework library, flags and minor.",
 )

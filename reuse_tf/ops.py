@@ -1,64 +1,20 @@
 """The compiled ops: their loader, their Python faces and their gradients."""
 
 import ctypes
-import importlib.metadata
 import operator
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-# The op library is built against one TensorFlow minor and loads in no other.
-TENSORFLOW_MINOR = "2.21"
-_LIBRARY = "libreuse_tf.so"
+from reuse_tf import library
 
-
-def _library_path():
-    """Where the library is: beside this file, or where pip installed it."""
-    override = os.environ.get("REUSE_TF_LIBRARY")
-    if override:
-        return pathlib.Path(override)
-    path = pathlib.Path(__file__).with_name(_LIBRARY)
-    if path.exists():
-        return path
-    try:
-        files = importlib.metadata.distribution("reuse-tf")
-        path = pathlib.Path(str(files.locate_file(f"reuse_tf/{_LIBRARY}")))
-        if path.exists():
-            return path
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    raise ImportError(
-        f"reuse_tf: the compiled library {_LIBRARY} is missing. Build and "
-        "install it with `pip install -e .` in the folder that holds "
-        "pyproject.toml."
-    )
-
-
-def _load():
-    found = tf.__version__
-    if found.split(".")[:2] != TENSORFLOW_MINOR.split("."):
-        raise ImportError(
-            f"reuse_tf was built for TensorFlow {TENSORFLOW_MINOR}, but "
-            f"TensorFlow {found} is installed. Install the one it was built "
-            f"for: `pip install 'tensorflow=={TENSORFLOW_MINOR}.*'`."
-        )
-    if keras.backend.backend() != "tensorflow":
-        raise ImportError(
-            "reuse_tf needs Keras to run on TensorFlow, but its backend is "
-            f"{keras.backend.backend()!r}. Set the environment variable "
-            "KERAS_BACKEND=tensorflow before Keras is imported."
-        )
-    return tf.load_op_library(str(_library_path()))
-
-
-_ops = _load()
-_functions = ctypes.CDLL(str(_library_path()))
+_PATH = library.path()
+_ops = tf.load_op_library(_PATH)
+_functions = ctypes.CDLL(_PATH)
 
 
 def _instruction_sets():
