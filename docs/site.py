@@ -29,16 +29,13 @@ def on_page_markdown(markdown, page, config, files):
     folder = posixpath.dirname(repository + here)
 
     def link(match):
-        target, anchor = match.groups()
-        path = posixpath.normpath(posixpath.join(folder, target))
+        path = posixpath.normpath(posixpath.join(folder, match[1]))
         if not (_ROOT / path).exists():
             return match[0]  # for the warning of MkDocs
-        name = posixpath.relpath(
-            _in_site(path), posixpath.dirname(here) or "."
-        )
-        return f"]({name}{anchor})"
+        name = posixpath.relpath(_in_site(path), posixpath.dirname(here) or ".")
+        return f"]({name}"
 
-    return re.sub(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)", link, markdown)
+    return re.sub(r"\]\(([^)#:\s]+)(?=[)#])", link, markdown)
 
 
 def _in_site(path):
