@@ -341,12 +341,11 @@ def coverage(model: keras.Model | Runner) -> CoverageTable:
     Raises:
         ValueError: If `model` is neither.
 
-    Example:
-
-    >>> print(coverage(convert(model)))
-    layer    kind               how     why
-    conv2d   IncrementalConv2D  reuses  positions whose input did not change
-    flatten  Flatten            plain   it has no incremental form
+    Examples:
+        >>> print(coverage(convert(model)))
+        layer    kind               how     why
+        conv2d   IncrementalConv2D  reuses  positions whose input did not change
+        flatten  Flatten            plain   it has no incremental form
     """
     if isinstance(model, Runner):
         return CoverageTable(_runner_rows(model))

@@ -184,15 +184,14 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     Raises:
         ValueError: If an argument is not valid.
 
-    Example:
-
-    >>> layer = IncrementalConv2D(8, 3, padding="same", activation="relu")
-    >>> frame = np.zeros([1, 20, 20, 1], "float32")
-    >>> outputs = layer(frame)
-    >>> frame[0, 10, 10] = 1
-    >>> outputs = layer(frame)
-    >>> layer.stats.recomputed_positions - 20 * 20
-    9
+    Examples:
+        >>> layer = IncrementalConv2D(8, 3, padding="same", activation="relu")
+        >>> frame = np.zeros([1, 20, 20, 1], "float32")
+        >>> outputs = layer(frame)
+        >>> frame[0, 10, 10] = 1
+        >>> outputs = layer(frame)
+        >>> layer.stats.recomputed_positions - 20 * 20
+        9
     """
 
     def __init__(

@@ -57,10 +57,9 @@ def sparse_gather(
         tf.errors.InvalidArgumentError: If a rank or an id is not as above.
         ValueError: If `patches` are not integers.
 
-    Example:
-
-    >>> sparse_gather([[1.0, 2.0], [3.0, 4.0]], [[1, -1]]).numpy()
-    array([[3., 4., 0., 0.]], dtype=float32)
+    Examples:
+        >>> sparse_gather([[1.0, 2.0], [3.0, 4.0]], [[1, -1]]).numpy()
+        array([[3., 4., 0., 0.]], dtype=float32)
     """
     return _ops.reuse_tf_sparse_gather(rows, _ids("patches", patches))
 
@@ -89,11 +88,10 @@ def sparse_scatter(
         tf.errors.InvalidArgumentError: If a shape or an id is not as above.
         ValueError: If `ids` are not integers.
 
-    Example:
-
-    >>> sparse_scatter([[1.0], [2.0]], [1], [[5.0]]).numpy()
-    array([[1.],
-           [5.]], dtype=float32)
+    Examples:
+        >>> sparse_scatter([[1.0], [2.0]], [1], [[5.0]]).numpy()
+        array([[1.],
+               [5.]], dtype=float32)
     """
     return _ops.reuse_tf_sparse_scatter(table, _ids("ids", ids), rows)
 

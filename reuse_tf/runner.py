@@ -207,17 +207,16 @@ class Runner:
         ValueError: If the model has a layer that is not supported, or an
             argument is not as above.
 
-    Example:
+    Examples:
+        >>> runner = Runner(model)
+        >>> logits = runner.step(frames)   # frames: uint8 [N, H, W, C]
 
-    >>> runner = Runner(model)
-    >>> logits = runner.step(frames)   # frames: uint8 [N, H, W, C]
+        The gradient of a whole episode, at the cost of what is distinct in it:
 
-    The gradient of a whole episode, at the cost of what is distinct in it:
-
-    >>> with tf.GradientTape() as tape:
-    ...     logits = runner(episode)   # episode: uint8 [T, H, W, C]
-    ...     loss = ...
-    >>> gradients = tape.gradient(loss, model.trainable_variables)
+        >>> with tf.GradientTape() as tape:
+        ...     logits = runner(episode)   # episode: uint8 [T, H, W, C]
+        ...     loss = ...
+        >>> gradients = tape.gradient(loss, model.trainable_variables)
     """
 
     def __init__(

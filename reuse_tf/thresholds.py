@@ -184,11 +184,10 @@ def find_thresholds(
     Raises:
         ValueError: If an argument is not as above.
 
-    Example:
-
-    >>> found = find_thresholds(model, frames, tolerance=0.05)
-    >>> print(found)
-    >>> runner = Runner(model, threshold=found.thresholds)
+    Examples:
+        >>> found = find_thresholds(model, frames, tolerance=0.05)
+        >>> print(found)
+        >>> runner = Runner(model, threshold=found.thresholds)
     """
     model = model.model if isinstance(model, Runner) else model
     accepts = _acceptance(tolerance)

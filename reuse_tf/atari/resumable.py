@@ -64,15 +64,12 @@ class ResumableGames:
     have become `max_log` or more. This builds its emulator anew, which takes as
     long as some 300 steps.
 
-    Example:
-
-    ```python
-    games = atari.ResumableGames("Breakout", 8)
-    frames = games.reset(seed=0)
-    step = games.step(actions)
-    saved = json.dumps(games.state())
-    frames = games.restore(json.loads(saved))  # step.frames
-    ```
+    Examples:
+        >>> games = atari.ResumableGames("Breakout", 8)
+        >>> frames = games.reset(seed=0)
+        >>> step = games.step(actions)
+        >>> saved = json.dumps(games.state())
+        >>> frames = games.restore(json.loads(saved))  # step.frames
 
     Args:
         game: See `make`.

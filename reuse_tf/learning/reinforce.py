@@ -39,10 +39,9 @@ def discounted_returns(rewards, discount):
     Raises:
         ValueError: If an argument is not as above.
 
-    Example:
-
-    >>> discounted_returns([0, 0, 1], 0.5)
-    array([0.25, 0.5 , 1.  ])
+    Examples:
+        >>> discounted_returns([0, 0, 1], 0.5)
+        array([0.25, 0.5 , 1.  ])
     """
     rewards = np.asarray(rewards, np.float64)
     if rewards.ndim != 1:

@@ -37,13 +37,10 @@ class Frames:
     length, which is taken to be live, goes on with what it shows then, another
     URL behind the last frame that was read.
 
-    Example:
-
-    ```python
-    with Frames("video.mp4", size=(84, 84)) as frames:
-        for frame in frames:
-            print(frame.mean())
-    ```
+    Examples:
+        >>> with Frames("video.mp4", size=(84, 84)) as frames:
+        ...     for frame in frames:
+        ...         print(frame.mean())
 
     Args:
         source: A file; the number of a camera, an integer or its digits; or a
