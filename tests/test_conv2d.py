@@ -195,7 +195,8 @@ class TestExact:
             kept.append((tf.reshape(outputs, [-1]), want.reshape(-1)))
             kept.append((outputs[1:3], want[1:3]))
             kept.append((np.asarray(outputs), want))
-            kept.append((np.from_dlpack(outputs), want))
+            if hasattr(outputs, "__dlpack__"):  # From TensorFlow 2.20 on.
+                kept.append((np.from_dlpack(outputs), want))
             del outputs
             layer(change(frames, "full", rng))
         for got, want in kept:
