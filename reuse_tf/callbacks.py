@@ -50,9 +50,8 @@ class StatsLogger(keras.callbacks.Callback):
             incremental layers.
         OSError: By the same, if it cannot be written.
 
-    Example:
-
-    >>> runner.predict(video, callbacks=[StatsLogger("logs", runner)])
+    Examples:
+        >>> runner.predict(video, callbacks=[StatsLogger("logs", runner)])
     """
 
     def __init__(

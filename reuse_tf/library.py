@@ -18,7 +18,7 @@ def folders():
     found = [pathlib.Path(__file__).parent]
     try:
         files = importlib.metadata.distribution("reuse-tf")
-        found.append(pathlib.Path(files.locate_file("reuse_tf")))
+        found.append(pathlib.Path(str(files.locate_file("reuse_tf"))))
     except importlib.metadata.PackageNotFoundError:
         pass
     return found

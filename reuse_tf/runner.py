@@ -382,9 +382,8 @@ class Runner:
                 dtype or in the size of frames; if there are no batches, and
                 the model's input has any height and width.
 
-        Example:
-
-        >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
+        Examples:
+            >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
         """
         batches, count = frame_batches(x, self._shape, batch_size, steps)
         self._last = None  # before callbacks look at `stats`
