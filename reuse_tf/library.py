@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Mapping
 
 import keras
 import tensorflow as tf
@@ -13,7 +14,7 @@ import tensorflow as tf
 _NAME = "libreuse_tf-{}.so"
 
 
-def folders():
+def folders() -> list[pathlib.Path]:
     """Where libraries may be: beside this file, or where pip put them."""
     found = [pathlib.Path(__file__).parent]
     try:
@@ -24,7 +25,7 @@ def folders():
     return found
 
 
-def installed(folders):
+def installed(folders: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
     """The libraries in some folders.
 
     Args:
@@ -35,7 +36,7 @@ def installed(folders):
         A dictionary of paths by TensorFlow minor, such as `"2.21"`, the oldest
         first.
     """
-    found = {}
+    found: dict[tuple[int, int], pathlib.Path] = {}
     for folder in folders:
         for path in folder.glob(_NAME.format("*")):
             name = re.fullmatch(_NAME.format(r"(\d+)\.(\d+)"), path.name)
@@ -44,7 +45,7 @@ def installed(folders):
     return {f"{a}.{b}": found[a, b] for a, b in sorted(found)}
 
 
-def choose(libraries, version):
+def choose(libraries: Mapping[str, pathlib.Path], version: str) -> pathlib.Path:
     """Chooses the library for a TensorFlow.
 
     Args:
@@ -78,7 +79,7 @@ def choose(libraries, version):
     )
 
 
-def path():
+def path() -> str:
     """The path of the library to load: $REUSE_TF_LIBRARY, or one installed.
 
     Raises:
