@@ -272,7 +272,7 @@ def test_the_figure(tmp_path):
             "noise": noise,
             "network": network,
             "what": what,
-            "time_over_dense": time,
+            "cpu_over_dense": time,
             "error": error,
         }
         for network in ("vgg", "resnet", "yolo")

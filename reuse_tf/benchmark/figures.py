@@ -44,7 +44,7 @@ _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
     "layer": ("changed", "eager_speed_up", "eager_net"),
     "statistics": ("downsample", *STATISTICS),
-    "cameras": ("noise", "time_over_dense", "error"),
+    "cameras": ("noise", "cpu_over_dense", "error"),
     "networks": ("streams", "speed_up"),
 }
 _TEXTS = {
@@ -519,7 +519,7 @@ def cameras(rows):
     lines = -(-len(panels) // columns)
     figure, axes = _figure(3.2 * lines + 1, columns, lines, squeeze=False)
     look = {
-        "x": "time_over_dense",
+        "x": "cpu_over_dense",
         "y": "error",
         "hue": "clip",
         "hue_order": pandas.unique(rows["clip"]),
@@ -551,13 +551,13 @@ def cameras(rows):
         # Those of rounding, which have no place on a logarithmic axis.
         panel.set_yscale("symlog", linthresh=1e-3)
         panel.set_ylim(-1e-4, max(2, 1.5 * rows["error"].max()))
-        least = min(0.2, 0.8 * rows["time_over_dense"].min())
-        panel.set_xlim(least, max(2, 1.2 * rows["time_over_dense"].max()))
+        least = min(0.2, 0.8 * rows["cpu_over_dense"].min())
+        panel.set_xlim(least, max(2, 1.2 * rows["cpu_over_dense"].max()))
         panel.set_title(network, fontsize=10)
         panel.set(xlabel="", ylabel="")
         _number_axis(panel.xaxis)
         panel.get_legend().remove()
-    figure.supxlabel("time over that of plain Keras", fontsize=10)
+    figure.supxlabel("processor time over that of plain Keras", fontsize=10)
     figure.supylabel("error (crosses: every 2nd, 4th frame)", fontsize=10)
     figure.legend(
         handles, labels, loc="outside upper center", ncols=4, fontsize=8
