@@ -5,6 +5,7 @@ import os
 import keras
 
 from reuse_tf.batches import check_count
+from reuse_tf.convert import named_layers
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 from reuse_tf.runner import Runner
 from reuse_tf.summaries import Scalars
@@ -75,7 +76,11 @@ class StatsLogger(keras.callbacks.Callback):
 
     def set_model(self, model):
         super().set_model(model)
-        self._layers = dict(_incremental_layers(model))
+        self._layers = {
+            name: layer
+            for name, layer in named_layers(model)
+            if isinstance(layer, (IncrementalConv2D, IncrementalDense))
+        }
         if not self._layers and self._runner is None:
             raise ValueError(
                 "Expected a model with incremental layers, as convert() makes "
@@ -153,13 +158,3 @@ class StatsLogger(keras.callbacks.Callback):
         for name, seconds in stats.seconds.items():
             parts[f"runner/seconds/{name}"] = seconds, stats.frames
         return parts
-
-
-def _incremental_layers(model, prefix=""):
-    """The incremental layers of a model, each behind its name."""
-    for layer in model.layers:
-        name = prefix + layer.name
-        if isinstance(layer, keras.Model):
-            yield from _incremental_layers(layer, f"{name}/")
-        elif isinstance(layer, (IncrementalConv2D, IncrementalDense)):
-            yield name, layer

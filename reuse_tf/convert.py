@@ -2,6 +2,7 @@
 
 import tempfile
 import types
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -354,15 +355,23 @@ def coverage(model: keras.Model | Runner) -> CoverageTable:
             "Expected `model` to be a Keras model or a Runner. Received: "
             f"{model!r}"
         )
-    return CoverageTable(_rows(model, ""))
+    return CoverageTable(_rows(model))
 
 
-def _rows(model, prefix):
+def named_layers(
+    model: keras.Model, prefix: str = ""
+) -> Iterator[tuple[str, keras.Layer]]:
+    """The layers of a model and of models within it, each behind its name."""
     for layer in keras.Model.layers.fget(model):
         name = prefix + layer.name
         if isinstance(layer, keras.Model):
-            yield from _rows(layer, name + "/")
-            continue
+            yield from named_layers(layer, f"{name}/")
+        else:
+            yield name, layer
+
+
+def _rows(model):
+    for name, layer in named_layers(model):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         yield _row(layer, name)

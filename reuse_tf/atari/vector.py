@@ -80,11 +80,11 @@ def make_vector(
     env = _make(
         game,
         num_envs,
-        repeat_action_probability,
-        max_steps,
-        num_threads,
-        autoreset_mode,
-        _screen(game) | _BARE if paper else _STANDARD,
+        max_steps=max_steps,
+        repeat_action_probability=repeat_action_probability,
+        num_threads=num_threads,
+        autoreset_mode=autoreset_mode,
+        **(_screen(game) | _BARE if paper else _STANDARD),
     )
     return _VectorFrames(env, downsample if paper else 1)
 
@@ -103,10 +103,13 @@ class Screen:
     def __init__(
         self, game: str, repeat_action_probability: float = REPEAT
     ) -> None:
-        mode = AutoresetMode.NEXT_STEP
-        settings = _STANDARD | _screen(game) | {"grayscale": False}
         self._env = _make(
-            game, 1, repeat_action_probability, _MAX_STEPS, 0, mode, settings
+            game,
+            1,
+            repeat_action_probability=repeat_action_probability,
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+            grayscale=False,
+            **(_STANDARD | _screen(game)),
         )
 
     def reset(self, seed: int | None = None) -> np.ndarray:
@@ -119,23 +122,13 @@ class Screen:
         return self._env.step(np.array([action]))[0][0, 0]
 
 
-def _make(
-    game,
-    num_envs,
-    repeat_action_probability,
-    max_steps,
-    num_threads,
-    autoreset_mode,
-    settings,
-):
+def _make(game, num_envs, *, max_steps=_MAX_STEPS, **settings):
+    """An `AtariVectorEnv` of these settings, and of what all have in common."""
     return gym.make_vec(
         full_id(game),
         num_envs,
         vectorization_mode="vector_entry_point",
-        autoreset_mode=autoreset_mode,
-        repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=_FRAMES_PER_STEP * max_steps,
-        num_threads=num_threads,
         # Clipped rewards tell no scores, and `episodic_life` begins a new
         # game where a life is lost.
         reward_clipping=False,
