@@ -153,17 +153,22 @@ def main(_):
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with atari_flags.loading():
         from reuse_tf import atari, files
-        from reuse_tf.learning import training
+        from reuse_tf.learning import training, workers
         from reuse_tf.learning.settings import Settings, saved_settings
         from reuse_tf.policies import run_directory
     path = RUN_DIR.value
     try:
-        saved = saved_settings(path) if path is not None else {}
+        team = workers.connect()
+        saved = {}
+        if path is not None and team.is_chief:
+            saved = saved_settings(path)
         names = [field.name for field in dataclasses.fields(Settings)]
         values = _values(names, saved)
+        # The flags of the chief are those of all workers.
+        values = _values(names, team.gather(values)[0])
         values["game"] = atari.short_name(values["game"])
         settings = Settings(**values)
-        if path is None:
+        if path is None and team.is_chief:
             now = time.strftime("%Y%m%d-%H%M%S")
             name = f"{values['game']}-{values['seed']}-{now}"
             path = run_directory.make_new(os.path.join("runs", name))
@@ -175,8 +180,16 @@ def main(_):
             f"{files.explain(error)}; to resume from the last checkpoint, "
             f"pass --run_dir={path}"
         )
+    except workers.WorkerLost as error:
+        advice = "to resume, begin all workers again"
+        if path is not None:
+            advice += f", the chief with --run_dir={path}"
+        program.fail(f"{error}; {advice}")
     except KeyboardInterrupt:
-        program.fail(f"interrupted; to resume, pass --run_dir={path}")
+        advice = "" if path is None else f"; to resume, pass --run_dir={path}"
+        program.fail(f"interrupted{advice}")
+    if not team.is_chief:
+        return
     program.finish(
         f"{summary}\nrun directory: {path}",
         {program.SUMMARY_JSON.value: lambda: program.as_json(summary)},

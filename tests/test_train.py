@@ -382,7 +382,7 @@ def test_a_truncated_episode_is_worth_what_was_to_come():
     algorithm = ppo.PPO(chosen, lambda: Short(Catch(balls=9)))
     algorithm.build()
     rollout = algorithm._play(Progress(), Nothing(), Nothing())
-    assert [(*episode[::2],) for episode in rollout.episodes] == [
+    assert [(*episode[::2],) for *_, episode in rollout.episodes] == [
         (4, "truncated")
     ] * 2
     goes_on = [True] * 3 + [False] + [True] * 3 + [False] + [True]

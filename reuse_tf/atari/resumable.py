@@ -81,6 +81,8 @@ class ResumableGames:
         num_threads: See `make_vector`.
         max_log: A positive integer, see above. A state holds fewer than
             `max_log + max_steps` actions for each environment.
+        first: The number of the first environment, if they are a part of more,
+            of which each gets the games that it has among all.
 
     Attributes:
         num_envs: Number of environments.
@@ -103,6 +105,7 @@ class ResumableGames:
         max_steps: int = 27_000,
         num_threads: int = 0,
         max_log: int = 2**14,
+        first: int = 0,
     ) -> None:
         # What decides the games, besides seeds and actions.
         self._settings: dict[str, Any] = {
@@ -126,6 +129,7 @@ class ResumableGames:
         self.num_envs = self._env.num_envs
         self.num_actions = int(self._env.single_action_space.n)
         self.frame_shape = self._env.single_observation_space.shape
+        self._first = check_number("first", first, 0)
         self._total_rewards = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, np.int64)
         self._lives = np.zeros(num_envs, np.int32)
@@ -315,7 +319,7 @@ class ResumableGames:
         """Begins games of some environments from seeds of their own."""
         seeds = [
             np.random.SeedSequence(
-                self._seed, spawn_key=(i, self._restarts[i])
+                self._seed, spawn_key=(self._first + i, self._restarts[i])
             ).generate_state(1)[0]
             % 2**31
             for i in np.flatnonzero(mask).tolist()

@@ -55,14 +55,15 @@ def spaces(env):
     return frames.shape, int(actions.n)
 
 
-def make_games(settings, make_env=None, num_envs=None):
+def make_games(settings, make_env=None, share=None):
     """Makes environments that are stepped together.
 
     Args:
         settings: `Settings`.
         make_env: A function that makes one `gymnasium.Env`. By default they
             are Atari games that threads step.
-        num_envs: Their number. By default that of the settings.
+        share: A range of their numbers, if they are a part of more: each is
+            the same as among all. By default all that the settings ask for.
 
     Returns:
         An `atari.ResumableGames`, or `Gathered`, which is used alike.
@@ -71,16 +72,48 @@ def make_games(settings, make_env=None, num_envs=None):
         ValueError: If there is no such game, or the environment is not one
             of uint8 frames and discrete actions.
     """
-    num_envs = num_envs or settings.num_envs
+    share = share or range(settings.num_envs)
     if make_env is not None:
-        return Gathered([make_env() for _ in range(num_envs)])
+        return Gathered([make_env() for _ in share], share.start)
     return atari.ResumableGames(
         settings.game,
-        num_envs,
+        len(share),
         preprocessing=settings.preprocessing,
         downsample=settings.downsample,
         repeat_action_probability=settings.repeat_action_probability,
+        first=share.start,
     )
+
+
+def join_states(states):
+    """Returns the state of all environments, from those of parts in order.
+
+    Args:
+        states: What `state()` of games of `make_games` has returned.
+    """
+    first = states[0]
+    if isinstance(first, list):
+        return [one for state in states for one in state]
+    return {
+        **first,
+        "num_envs": sum(state["num_envs"] for state in states),
+        **{
+            name: [one for state in states for one in state[name]]
+            for name, value in first.items()
+            if isinstance(value, list)
+        },
+    }
+
+
+def part_of_state(state, share):
+    """Returns the state of a range of environments, from that of all."""
+    part = slice(share.start, share.stop)
+    if isinstance(state, list):
+        return state[part]
+    return {
+        name: value[part] if isinstance(value, list) else value
+        for name, value in state.items()
+    } | {"num_envs": len(state["actions"][part])}
 
 
 class Gathered:
@@ -90,15 +123,19 @@ class Gathered:
 
     Args:
         envs: A list of `gymnasium.Env`, as `training.train` takes them.
+        first: The number of the first one, if they are a part of more.
     """
 
-    def __init__(self, envs):
+    def __init__(self, envs, first=0):
         self._envs = envs
+        self._first = first
         self.num_envs = len(envs)
         self.frame_shape, self.num_actions = spaces(envs[0])
 
     def reset(self, seed):
-        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs)
+        seeds = np.random.SeedSequence(seed).generate_state(
+            self._first + self.num_envs
+        )[self._first :]
         for env, env_seed in zip(self._envs, seeds.tolist(), strict=True):
             env.reset(seed=env_seed)
         return self.begin()

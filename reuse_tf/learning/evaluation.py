@@ -74,7 +74,7 @@ def play(model, settings, make_env, stop):
         FloatingPointError: If a logit is not finite.
     """
     num_envs = min(settings.eval_episodes, _MOST_AT_ONCE)
-    games = environments.make_games(settings, make_env, num_envs)
+    games = environments.make_games(settings, make_env, range(num_envs))
     seeds = np.random.SeedSequence(settings.seed, spawn_key=_SPAWN_KEY)
     games_seed, actions_seed = seeds.generate_state(2).tolist()
     act = evaluator(model, settings.reuse).act

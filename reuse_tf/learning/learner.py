@@ -52,6 +52,18 @@ class Learner:
         )
         self.evaluator = evaluator(self.model, settings.reuse)
 
+    def follow(self, team):
+        """Takes over the weights of the chief, and the optimizer's state.
+
+        Args:
+            team: `workers.Workers`.
+        """
+        optimizer = self.optimizer.state()
+        count = len(optimizer)
+        arrays = team.from_chief([*optimizer, *self.model.get_weights()])
+        self.optimizer.set_state(arrays[:count])
+        self.model.set_weights(arrays[count:])
+
     def write(self, path):
         """Writes the policy and the optimizer into a directory."""
         self.model.save(path / POLICY)

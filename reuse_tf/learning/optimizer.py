@@ -106,6 +106,17 @@ class Optimizer:
     def learning_rate(self, value):
         self._optimizer.learning_rate = value
 
+    def state(self):
+        """Returns the values of the optimizer's own variables, arrays."""
+        return [variable.numpy() for variable in self._optimizer.variables]
+
+    def set_state(self, values):
+        """Goes back to what `state` has returned."""
+        for variable, value in zip(
+            self._optimizer.variables, values, strict=True
+        ):
+            variable.assign(value)
+
     def save(self, path):
         """Writes the optimizer's own variables to an `.npz` file."""
         store = {}

@@ -12,13 +12,18 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from reuse_tf.learning import environments
+from reuse_tf.learning import environments, workers
 from reuse_tf.learning.learner import Learner
 from reuse_tf.learning.reinforce import entropy_bonus, log_probabilities
 from reuse_tf.policies import Sampler
 
 # What Adam and RMSprop add to denominators: detail 3 of Huang et al. (2022).
 _EPSILON = 1e-5
+# What is logged of minibatches, in the order of `PPO._losses`.
+_SCALARS = (
+    *("loss", "policy_loss", "value_loss", "entropy"),
+    *("clip_fraction", "approximate_kl"),
+)
 
 
 def generalized_advantages(
@@ -258,8 +263,9 @@ class Rollout:
         rewards: float32 `[T, N]`: what came of it.
         next_values: float32 `[T, N]`: see `generalized_advantages`.
         continues: bool `[T, N]`: likewise.
-        episodes: Tuples of `length`, `return_` and `end` (see `Row`) of the
-            episodes that ended.
+        episodes: Of those that ended, tuples of the step, the environment's
+            number among all, and a tuple of `length`, `return_` and `end` (see
+            `Row`).
     """
 
     frames: np.ndarray
@@ -305,10 +311,14 @@ class PPO:
     A2C is the same with one epoch and one minibatch, whose gradient is that of
     `reinforce.policy_gradient_loss`, but advantages are not normalised.
 
+    Several workers do together what one does: each plays a share of the
+    environments, and differentiates the part of each minibatch that is of them.
+
     Args:
         settings: `Settings`.
         make_env: See `training.train`.
         network: Likewise.
+        team: `workers.Workers` who train together. By default it is alone.
 
     Attributes:
         learner: The policy and its critic: a `Learner`. None until `build` is
@@ -319,10 +329,12 @@ class PPO:
             of uint8 frames and discrete actions.
     """
 
-    def __init__(self, settings, make_env=None, network=None):
+    def __init__(self, settings, make_env=None, network=None, team=None):
         self._settings = settings
         self._network = network
-        self._games = environments.make_games(settings, make_env)
+        self._team = team or workers.Alone()
+        self._share = self._team.share(settings.num_envs)
+        self._games = environments.make_games(settings, make_env, self._share)
         self.learner = None
 
     def build(self):
@@ -331,7 +343,7 @@ class PPO:
         seeds = np.random.SeedSequence(settings.seed).generate_state(2)
         self._rng = np.random.default_rng(seeds[0])
         self._frames = games.reset(int(seeds[1]))
-        self._sample = Sampler(self._rng)
+        self._sample = Sampler(self._rng, self._share, settings.num_envs)
         self.learner = Learner(
             settings,
             games.frame_shape,
@@ -358,12 +370,32 @@ class PPO:
             self.learner.optimizer.learning_rate = rate
         self.learner.evaluator.begin()
         rollout = self._play(progress, bar, stop)
-        if stop.requested:
+        if any(self._team.gather(stop.requested)):
             return None
         begin = time.perf_counter()
         scalars = self._update(rollout)
         progress.update_seconds += time.perf_counter() - begin
-        return rollout.episodes, scalars
+        return self._all_episodes(rollout), scalars
+
+    def _all_episodes(self, rollout):
+        """Returns the episodes of all workers, whose weights are the same.
+
+        Raises:
+            RuntimeError: If they are not.
+        """
+        number = 0
+        if self._team.count > 1:
+            number = workers.checksum(self.learner.model)
+        everyones = self._team.gather((number, rollout.episodes))
+        for index, (other, _) in enumerate(everyones):
+            if other != everyones[0][0]:
+                raise RuntimeError(
+                    f"the weights of worker {index} are not those of the chief "
+                    "any more: the workers' processors compute differently"
+                )
+        episodes = [one for _, episodes in everyones for one in episodes]
+        # As one process ends them.
+        return [tuple(one) for *_, one in sorted(episodes, key=lambda e: e[:2])]
 
     def _play(self, progress, bar, stop):
         """Plays the steps of an update.
@@ -399,13 +431,13 @@ class PPO:
             rollout.next_values[t] = 0
             for episode in step.episodes:
                 is_over = bool(step.terminated[episode.environment])
-                rollout.episodes.append(
-                    (
-                        episode.length,
-                        episode.total_reward,
-                        "terminated" if is_over else "truncated",
-                    )
+                ended = (
+                    episode.length,
+                    episode.total_reward,
+                    "terminated" if is_over else "truncated",
                 )
+                number = self._share[episode.environment]
+                rollout.episodes.append((t, number, ended))
                 if not is_over:
                     rollout.next_values[t, episode.environment] = self._value(
                         episode.last_frame
@@ -413,7 +445,7 @@ class PPO:
             end = time.perf_counter()
             progress.policy_seconds += chosen - begin
             progress.environment_seconds += end - chosen
-            progress.steps += self._games.num_envs
+            progress.steps += self._settings.num_envs
             bar.update(progress.steps)
         acting[:] = self._frames
         last_values = act(acting)["value"][:, 0]
@@ -451,87 +483,125 @@ class PPO:
         columns = [
             actions,
             log_probabilities(logits, actions).numpy(),
-            advantages.reshape(-1).astype(np.float32),
             targets.reshape(-1).astype(np.float32),
             rollout.flat("values"),
         ]
+        # Of all workers' environments, as the numbers of steps below.
+        advantages = self._team.concatenate(advantages, 1).astype(np.float32)
+        advantages = advantages.reshape(-1)
         minibatch = learner.evaluator.minibatches(rollout.flat("frames"))
-        means = {}
+        rows = []
         for _ in range(settings.epochs):
-            shuffled = self._rng.permutation(len(actions))
+            shuffled = self._rng.permutation(len(advantages))
             for numbers in np.array_split(shuffled, settings.minibatches):
                 # In the order of time they cost less.
                 numbers.sort()
+                good = advantages[numbers]
+                if settings.algorithm != "a2c":
+                    good = normalize_advantages(good).numpy()
+                mine, own = self._mine(numbers)
                 gradients, scalars = self._differentiate(
-                    minibatch(numbers), [column[numbers] for column in columns]
+                    minibatch(own) if len(own) else None,
+                    [good[mine], *(column[own] for column in columns)],
+                    len(own) / len(numbers),
                 )
-                loss = float(scalars["loss"])
+                loss = float(scalars[0])
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is not finite: {loss}")
                 norm = learner.optimizer.apply(gradients)
-                for name, value in {**scalars, "gradient_norm": norm}.items():
-                    means.setdefault(name, []).append(float(value))
+                rows.append([*scalars.numpy(), norm])
+        means = np.mean(rows, 0, np.float64)
         return {
-            **{name: np.mean(values) for name, values in means.items()},
+            **dict(zip(_SCALARS, means, strict=False)),
+            "gradient_norm": means[-1],
             "learning_rate": learner.optimizer.learning_rate,
         }
 
-    def _differentiate(self, frames, columns):
+    def _mine(self, numbers):
+        """Finds the steps of this worker among those of a minibatch.
+
+        Args:
+            numbers: Of all workers' steps, environments within steps.
+
+        Returns:
+            Where they are, and their numbers among the worker's own.
+        """
+        share = self._share
+        steps, envs = np.divmod(numbers, self._settings.num_envs)
+        mine = np.flatnonzero((share.start <= envs) & (envs < share.stop))
+        return mine, steps[mine] * len(share) + envs[mine] - share.start
+
+    def _differentiate(self, frames, columns, weight):
         """Computes the gradient of the loss, and numbers to log.
 
         Args:
-            frames: The frames of a minibatch, as `outputs_fn` takes them.
-            columns: Arrays `[B]`, as `_losses` takes them.
+            frames: The frames of this worker's part of a minibatch, as
+                `outputs_fn` takes them. None if it has none.
+            columns: Arrays, one for each: see `_losses`.
+            weight: How much of the minibatch that is, from 0 to 1.
+
+        Returns:
+            A pair, of the minibatch as a whole: the gradients, and a float32
+            vector of `_SCALARS`.
         """
+        variables = self.learner.optimizer.variables
+        if frames is None:
+            parts = [*map(tf.zeros_like, variables), tf.zeros(len(_SCALARS))]
+        else:
+            parts = self._part_gradient(frames, columns, weight)
+        *gradients, scalars = self._team.sum(parts)
+        return gradients, scalars
+
+    def _part_gradient(self, frames, columns, weight):
+        """What `_differentiate` returns, in a list, of a part alone."""
         if self._gradient is None:
             outputs_fn = self.learner.evaluator.outputs_fn
             variables = self.learner.optimizer.variables
 
-            def gradient(frames, columns):
+            def gradient(frames, columns, weight):
                 with tf.GradientTape() as tape:
                     outputs = outputs_fn(frames)
-                    scalars = self._losses(
+                    scalars = weight * self._losses(
                         outputs["logits"], outputs["value"][:, 0], *columns
                     )
-                return tape.gradient(scalars["loss"], variables), scalars
+                    loss = scalars[0]
+                return [*tape.gradient(loss, variables), scalars]
 
             # In one graph it takes three quarters of the time. Compiled for
             # any number of rows, as another graph might round differently.
             self._gradient = tf.function(
                 gradient, autograph=False
-            ).get_concrete_function(*_of_any_length((frames, columns)))
-        return self._gradient(frames, columns)
+            ).get_concrete_function(
+                *_of_any_length((frames, columns)), tf.TensorSpec([])
+            )
+        return self._gradient(frames, columns, tf.constant(weight))
 
     def _losses(
-        self, logits, values, actions, old_log_probs, advantages, targets, old
+        self, logits, values, advantages, actions, old_log_probs, targets, old
     ):
-        """The loss of a minibatch, its parts, and how far the policy went."""
+        """Computes `_SCALARS` of a minibatch, a float32 vector."""
         settings = self._settings
-        if settings.algorithm != "a2c":
-            advantages = normalize_advantages(advantages)
         policy = clipped_policy_loss(
             logits, actions, old_log_probs, advantages, settings.clip
         )
         value = value_loss(values, targets, old, settings.value_clip)
         entropy = mean_entropy(logits)
-        return {
-            "loss": policy
-            + settings.value_weight * value
-            - settings.entropy * entropy,
-            "policy_loss": policy,
-            "value_loss": value,
-            "entropy": entropy,
-            "clip_fraction": clip_fraction(
-                logits, actions, old_log_probs, settings.clip
-            ),
-            "approximate_kl": approximate_kl(logits, actions, old_log_probs),
-        }
+        loss = (
+            policy + settings.value_weight * value - settings.entropy * entropy
+        )
+        clipped = clip_fraction(logits, actions, old_log_probs, settings.clip)
+        divergence = approximate_kl(logits, actions, old_log_probs)
+        return tf.stack([loss, policy, value, entropy, clipped, divergence])
 
     def state(self):
-        """Returns the state of the actions and the environments, for JSON."""
+        """Returns the state of the actions and the environments, for JSON.
+
+        It is that of all workers, and the same for any number of them.
+        """
+        states = self._team.gather(self._games.state())
         return {
             "actions": self._rng.bit_generator.state,
-            "environments": self._games.state(),
+            "environments": environments.join_states(states),
         }
 
     def restore(self, state):
@@ -541,7 +611,10 @@ class PPO:
             Exception: Of any kind, if it is something else.
         """
         self._rng.bit_generator.state = state["actions"]
-        self._frames = self._games.restore(state["environments"])
+        games = state["environments"]
+        if self._team.count > 1:
+            games = environments.part_of_state(games, self._share)
+        self._frames = self._games.restore(games)
 
     def close(self):
         """Closes the environments."""

@@ -102,11 +102,12 @@ class Bar:
     the end.
     """
 
-    def __init__(self, settings, rows):
+    def __init__(self, settings, rows, show=True):
         self._of_steps = settings.steps is not None
+        verbose = 1 if sys.stdout.isatty() else 2
         self._bar = keras.utils.Progbar(
             settings.steps if self._of_steps else settings.episodes,
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=verbose if show else 0,
             interval=0,
             stateful_metrics=["return", "steps/s"],
             unit_name="step" if self._of_steps else "episode",
@@ -143,10 +144,14 @@ class Bar:
 
 
 class TensorBoard:
-    """A log of each update for TensorBoard, in a folder of the run."""
+    """A log of each update for TensorBoard, in a folder of the run.
+
+    Args:
+        path: The run's directory. If it is None nothing is logged.
+    """
 
     def __init__(self, path):
-        self._scalars = Scalars(path / "tensorboard")
+        self._scalars = None if path is None else Scalars(path / "tensorboard")
 
     def log_update(self, progress, rows, scalars):
         """Logs an update, of these rows and these numbers by name.
@@ -166,4 +171,5 @@ class TensorBoard:
         Raises:
             OSError: If they cannot be written.
         """
-        self._scalars.write(scalars, progress.steps)
+        if self._scalars is not None:
+            self._scalars.write(scalars, progress.steps)

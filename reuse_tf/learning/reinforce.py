@@ -332,16 +332,22 @@ class Reinforce:
         settings: `Settings`.
         make_env: See `training.train`.
         network: Likewise.
+        team: `workers.Workers`, of which there must be one.
 
     Attributes:
         learner: The policy: a `Learner`. None until `build` is called.
 
     Raises:
         ValueError: If there is no such game, or the environment is not one
-            of uint8 frames and discrete actions.
+            of uint8 frames and discrete actions, or there are several workers.
     """
 
-    def __init__(self, settings, make_env=None, network=None):
+    def __init__(self, settings, make_env=None, network=None, team=None):
+        if team is not None and team.count > 1:
+            raise ValueError(
+                "REINFORCE trains in one process. Received: TF_CONFIG of "
+                f"{team.count} workers, who can train by --algorithm=ppo or a2c"
+            )
         self._settings = settings
         self._network = network
         make = environments.make_games

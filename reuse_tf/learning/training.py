@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from reuse_tf import process
-from reuse_tf.learning import curve, evaluation
+from reuse_tf.learning import curve, evaluation, workers
 from reuse_tf.learning.evaluation import Evaluation
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
@@ -30,6 +30,7 @@ from reuse_tf.policies.run_directory import (
     EPISODES,
     EVALUATIONS,
     STATE,
+    NoDirectory,
     RunDirectory,
 )
 
@@ -75,9 +76,14 @@ def train(
     from the newest checkpoint there; the weights at the end are, bit for bit,
     those of a run that was never stopped.
 
+    Where `TF_CONFIG` names several workers, they train together: see
+    `workers.connect`. All of them call this function, and get the same policy.
+    The chief alone keeps the run, evaluates and draws.
+
     Args:
-        settings: `Settings`.
+        settings: `Settings`, the same for all workers.
         run_dir: A directory, made if it does not exist. See `RunDirectory`.
+            Workers but the chief do not look at it.
         make_env: A function that makes a `gymnasium.Env` of uint8 frames
             `[height, width, channels]` and discrete actions, instead of
             `atari.make` and its like. All that an episode depends on must be
@@ -99,12 +105,19 @@ def train(
         OSError: If the directory cannot be written. Its checkpoints are whole.
         ValueError: If the directory is not that of a run, or of one with
             other settings, or is damaged; if there is no such game; or if the
-            environment or the network is not as above.
+            environment or the network is not as above; or if the workers have
+            other settings than the chief.
+        WorkerLost: If another worker has ended, or cannot be reached. The
+            last checkpoint is kept.
         FloatingPointError: If the loss, a gradient, a weight or a logit is
             not finite. The last checkpoint is from before.
     """
-    saved_settings(run_dir)  # Are not damaged.
-    algorithm = ALGORITHMS[settings.algorithm](settings, make_env, network)
+    team = workers.connect()
+    _check_same(settings, team)
+    if team.is_chief:
+        saved_settings(run_dir)  # Are not damaged.
+    make = ALGORITHMS[settings.algorithm]
+    algorithm = make(settings, make_env, network, team)
     with (
         contextlib.closing(algorithm),
         process.Stop() as stop,
@@ -113,18 +126,23 @@ def train(
             dataclasses.asdict(settings),
             may_change=MAY_CHANGE,
             columns=COLUMNS,
-        ) as directory,
+        )
+        if team.is_chief
+        else NoDirectory() as directory,
     ):
         algorithm.build()
-        run = _Run(algorithm, directory)
+        run = _Run(algorithm, directory, team)
         progress = run.progress
-        bar = Bar(settings, run.rows)
+        bar = Bar(settings, run.rows, show=team.is_chief)
         tensorboard = TensorBoard(directory.path)
         clock = _Clock(progress)
         saved_at = drawn_at = time.perf_counter()
 
         def evaluate_if_due():
-            if not evaluation.is_due(settings, progress, run.evaluations):
+            if not (
+                team.is_chief
+                and evaluation.is_due(settings, progress, run.evaluations)
+            ):
                 return
             with clock.paused():
                 scored = evaluation.evaluate(
@@ -141,7 +159,8 @@ def train(
         stopped = False
         try:
             evaluate_if_due()
-            while not (progress.is_finished(settings) or stop.requested):
+            # An iteration ends at once if a stop was requested of any worker.
+            while not progress.is_finished(settings):
                 iteration = algorithm.iterate(progress, bar, stop)
                 if iteration is None:
                     stopped = True
@@ -153,7 +172,10 @@ def train(
                 bar.update(progress.steps, run.rows)
                 evaluate_if_due()
                 now = time.perf_counter()
-                if now - saved_at >= settings.checkpoint_seconds:
+                if (
+                    team.is_chief
+                    and now - saved_at >= settings.checkpoint_seconds
+                ):
                     run.save()
                     saved_at = time.perf_counter()
                     if saved_at - drawn_at >= _CURVE_INTERVAL:
@@ -171,10 +193,14 @@ def train(
         if (
             stopped
             or not progress.is_finished(settings)
-            or evaluation.is_due(settings, progress, run.evaluations)
+            or (
+                team.is_chief
+                and evaluation.is_due(settings, progress, run.evaluations)
+            )
         ):
             raise KeyboardInterrupt
-        curve.draw(run, settings, directory.path)
+        if team.is_chief:
+            curve.draw(run, settings, directory.path)
     model, stats = algorithm.learner.model, algorithm.learner.evaluator.stats
     return model, TrainingSummary(
         game=settings.game,
@@ -188,6 +214,18 @@ def train(
         recomputed=recomputed(model, stats),
         stats=stats,
     )
+
+
+def _check_same(settings, team):
+    """Refuses workers that would train otherwise than the chief does."""
+    chief, *others = team.gather(dataclasses.asdict(settings))
+    for index, other in enumerate(others, 1):
+        for name, value in chief.items():
+            if other[name] != value:
+                raise ValueError(
+                    f"Expected --{name}={value}, as the chief has. Received: "
+                    f"--{name}={other[name]} of worker {index}"
+                )
 
 
 class _Clock:
@@ -225,10 +263,11 @@ class _Run:
         saved_updates: The number of updates as of the newest checkpoint.
     """
 
-    def __init__(self, algorithm, directory):
+    def __init__(self, algorithm, directory, team):
         self._algorithm = algorithm
         self._directory = directory
         self.progress = Progress()
+        self._saved = None  # the state of the checkpoint to go on from
         self.rows = parse_rows(
             Row, directory.restore(self._read), directory.path, EPISODES
         )
@@ -243,6 +282,7 @@ class _Run:
             )
             if scored.update <= self.progress.updates
         ]
+        self._follow(team)
         # As of the last update, to which an iteration that is stopped goes
         # back.
         self._state = self._current_state()
@@ -298,6 +338,15 @@ class _Run:
             self._directory.save(updates, self._state, write)
             self.saved_updates = updates
 
+    def _follow(self, team):
+        """Has all workers be where the chief is."""
+        if team.count == 1:
+            return
+        state, *_ = team.gather(self._saved)
+        if state is not None and not team.is_chief:
+            self._restore(state)
+        self._algorithm.learner.follow(team)
+
     def _current_state(self):
         progress = dataclasses.asdict(self.progress)
         return {"progress": progress, **self._algorithm.state()}
@@ -305,6 +354,10 @@ class _Run:
     def _read(self, path, state):
         self._algorithm.learner.read(path)
         with run_directory.reading(path / STATE):
-            self.progress = Progress(**state["progress"])
-            self._algorithm.restore(state)
+            self._restore(state)
+        self._saved = state
         return self.progress.episodes
+
+    def _restore(self, state):
+        self.progress = Progress(**state["progress"])
+        self._algorithm.restore(state)

@@ -215,10 +215,20 @@ class Sampler:
 
     Args:
         rng: A `numpy.random.Generator`, of which each action takes one number.
+        share: A range of numbers, if the rows of logits are these among more,
+            of which each gets the action that it has among all.
+        total: How many there are in all then.
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        share: range | None = None,
+        total: int | None = None,
+    ) -> None:
         self._rng = rng
+        self._share = share
+        self._total = total
         self._logits = None
 
     def __call__(self, logits: np.ndarray) -> list[int]:
@@ -237,7 +247,7 @@ class Sampler:
         """
         if logits is not self._logits:
             self._take(logits)
-        self._rng.random(out=self._uniforms)
+        self._rng.random(out=self._drawn)
         if not ops.sample(*self._arguments):
             raise FloatingPointError(
                 f"The logits are not finite: {logits.tolist()}"
@@ -248,7 +258,9 @@ class Sampler:
         """Looks where the logits are, which a runner may leave there anew."""
         self._logits = np.ascontiguousarray(logits, np.float32)
         count = len(logits)
-        self._uniforms = np.empty(count)
+        share = range(count) if self._share is None else self._share
+        self._drawn = np.empty(count if self._total is None else self._total)
+        self._uniforms = self._drawn[share.start : share.stop]
         self._actions = np.empty(count, np.int64)
         self._arguments = (
             ops.address_of(self._logits),
