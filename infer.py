@@ -24,6 +24,7 @@ RECORD = program.define_picture(
     "the game, beside what was recomputed. The seconds of the environment then "
     "have in them what taking it took.",
 )
+SHARD = program.define_shard("the environments and their steps")
 flags.adopt_module_key_flags(atari_flags)
 flags.adopt_module_key_flags(program)
 
@@ -45,6 +46,9 @@ def main(_):
         if CHECKPOINT.value is not None:
             run = _run_of(CHECKPOINT.value, saved_settings)
         num_envs = atari_flags.NUM_ENVS.value or 1
+        share = None
+        if SHARD.value is not None:
+            share = SHARD.value.of(range(num_envs))
         env, policy = play.prepare(
             _value(atari_flags.GAME, run),
             preprocessing=_value(atari_flags.PREPROCESSING, run) or "paper",
@@ -55,6 +59,7 @@ def main(_):
             network=atari_flags.NETWORK.value or "paper",
             filters=atari_flags.FILTERS.value,
             num_envs=num_envs,
+            share=share,
             checkpoint=CHECKPOINT.value,
             seed=atari_flags.SEED.value,
         )
@@ -76,6 +81,8 @@ def main(_):
                 reuse=atari_flags.REUSE.value,
                 seed=atari_flags.SEED.value,
                 greedy=GREEDY.value,
+                share=share,
+                total=num_envs,
             )
             program.finish(
                 summary,

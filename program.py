@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+from typing import NamedTuple
 
 from absl import app, flags
 
@@ -43,6 +44,64 @@ def define_output(name, help_):
     flag = define_path(name, help_)
     flags.register_validator(flag, _check_writable)
     return flag
+
+
+class Shard(NamedTuple):
+    """One of `count` equal shares, as near as they can be."""
+
+    index: int
+    count: int
+
+    def of(self, what):
+        """Returns this share of a list or a range.
+
+        Raises:
+            ValueError: If nothing is in it.
+        """
+        begin, end = (
+            len(what) * i // self.count for i in (self.index, self.index + 1)
+        )
+        if begin == end:
+            raise ValueError(
+                f"--shard={self.index}/{self.count} is empty: there are "
+                f"{len(what)} to share"
+            )
+        return what[begin:end]
+
+
+class _ShardParser(flags.ArgumentParser):
+    """Parses `i/n`."""
+
+    syntactic_help = "i/n with 0 <= i < n"
+
+    def parse(self, argument):
+        try:
+            shard = Shard(*map(int, str(argument).split("/")))
+        except (TypeError, ValueError):
+            shard = None
+        if shard is None or not 0 <= shard.index < shard.count:
+            raise ValueError(f"expected {self.syntactic_help}, as in 0/2")
+        return shard
+
+    def flag_type(self):
+        return "i/n"
+
+
+class _ShardSerializer(flags.ArgumentSerializer):
+    def serialize(self, value):
+        return f"{value.index}/{value.count}"
+
+
+def define_shard(what):
+    """Defines the flag of the share of some things that a process plays."""
+    return flags.DEFINE(
+        _ShardParser(),
+        "shard",
+        None,
+        f"Play one of n shares of {what}, number i from 0 on. `python -m "
+        "reuse_tf.benchmark merge` puts the summaries together.",
+        serializer=_ShardSerializer(),
+    )
 
 
 def define_picture(name, help_):
@@ -210,8 +269,9 @@ def finish(summary, contents):
 
 
 def as_json(summary):
-    """Returns a `Summary` as the bytes of a JSON file."""
-    return (json.dumps(summary.as_dict(), indent=2) + "\n").encode()
+    """Returns a `Summary`, or a dict, as the bytes of a JSON file."""
+    values = summary if isinstance(summary, dict) else summary.as_dict()
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def fail(error):

@@ -1,13 +1,16 @@
 """Plays a video through a network that computes only what changed."""
 
+import functools
+
 from absl import flags
 
 import program
 
-VIDEO = flags.DEFINE_string(
+VIDEO = flags.DEFINE_multi_string(
     "video",
     None,
-    "What to play: a file, the number of a camera, or a URL.",
+    "What to play: a file, the number of a camera, or a URL. If it is given "
+    "several times, one after the other.",
 )
 MODEL = flags.DEFINE_string(
     "model",
@@ -55,7 +58,15 @@ RECORD = program.define_picture(
     "File to write a moving picture to, .gif or .mp4: the video, beside what "
     "of its pixels was handed on to the network.",
 )
+SHARD = program.define_shard("the videos")
 flags.adopt_module_key_flags(program)
+
+
+@flags.multi_flags_validator(
+    ["video", "record"], "--record shows one video, not several"
+)
+def _is_of_one(values):
+    return values["record"] is None or len(values["video"] or ()) < 2
 
 
 @flags.validator(TOLERANCE, message="must be above 0")
@@ -71,45 +82,80 @@ def main(_):
     with program.loading():
         from reuse_tf import files, process
         from reuse_tf.playing import video, watch
-    try:
-        with video.Frames(VIDEO.value, every=EVERY.value) as frames:
-            model = watch.load_model(
-                MODEL.value, None if WEIGHTS.value == "random" else "imagenet"
-            )
-            frames.size = watch.frame_size(model)
+
+    @functools.cache
+    def model():
+        return watch.load_model(
+            MODEL.value, None if WEIGHTS.value == "random" else "imagenet"
+        )
+
+    def play(name):
+        """Returns what was played of a video, and the picture of it."""
+        with video.Frames(name, every=EVERY.value) as frames:
+            frames.size = watch.frame_size(model())
             rate = frames.rate / EVERY.value
             drawing = RECORD.value and watch.Drawing(
                 program.ending(RECORD.value), rate
             )
             found = TOLERANCE.value and watch.calibrate(
-                model,
+                model(),
                 frames,
                 TOLERANCE.value,
                 max(4, round(CALIBRATE_SECONDS.value * rate)),
-                name=VIDEO.value,
+                name=name,
             )
             # What was played is reported however often Ctrl-C is pressed.
-            with process.Stop():
+            with process.Stop() as stop:
                 summary = watch.watch(
-                    model,
+                    model(),
                     frames,
-                    name=VIDEO.value,
+                    name=name,
                     found=found,
                     max_frames=MAX_FRAMES.value,
                     compare_every=COMPARE_EVERY.value,
                     recorder=drawing,
                 )
+            return summary, drawing, stop.requested
+
+    summaries, errors, drawing, stopped = [], [], None, False
+    try:
+        names = VIDEO.value
+        if SHARD.value is not None:
+            names = SHARD.value.of(names)
+        for name in names:
+            try:
+                summary, drawing, stopped = play(name)
+                summaries.append(summary)
+            except (ImportError, OSError, ValueError) as error:
+                errors.append(files.explain(error))
+            except KeyboardInterrupt:
+                stopped = True
+                errors.append("interrupted")
+            if stopped:
+                break
+    except ValueError as error:
+        program.fail(error)
+    if summaries:
+        try:
+            with process.Stop():
                 program.finish(
-                    summary,
+                    "\n\n".join(map(str, summaries)),
                     {
-                        program.SUMMARY_JSON.value: lambda: program.as_json(
-                            summary
-                        ),
+                        program.SUMMARY_JSON.value: lambda: _json(summaries),
                         RECORD.value: lambda: drawing.finish(),
                     },
                 )
-    except (ImportError, OSError, ValueError) as error:
-        program.fail(files.explain(error))
+        except (ImportError, ValueError) as error:
+            errors.append(files.explain(error))
+    if errors:
+        program.fail("; ".join(errors))
+
+
+def _json(summaries):
+    """One summary, or, if several videos are asked for, all in a list."""
+    if len(VIDEO.value) == 1:
+        return program.as_json(summaries[0])
+    return program.as_json({"videos": [one.as_dict() for one in summaries]})
 
 
 if __name__ == "__main__":

@@ -56,6 +56,10 @@ BAD_ARGUMENTS = {
     "--downsample=3": "downsample",
     "--reuse=all": "reuse",
     "--num_envs=0": "num_envs",
+    "--shard=2/2": "shard",
+    "--shard=-1/2": "shard",
+    "--shard=half": "shard",
+    "--shard=1/3": "--shard=1/3 is empty: there are 1 to share",
     "--seed=-1": "seed",
     "--checkpoint=missing.keras": "checkpoint",
     "--checkpoint=": "checkpoint",
@@ -612,3 +616,27 @@ def test_the_program_plays_several_environments():
     rate = summary["environment_steps_per_second"]
     assert rate > summary["steps_per_second"] > 0
     assert f"(environment alone {rate:.0f})" in result.stdout
+
+
+def test_shares_play_what_all_play_together():
+    """The same actions and episodes, of whichever number of processes."""
+    arguments = {"downsample": 4, "filters": [4, 8], "num_envs": 5, "seed": 3}
+
+    def played(share):
+        env, policy = prepare("Pong", **arguments, share=share)
+        actions, summary = actions_of(
+            env, policy, steps=1100, seed=3, share=share, total=5
+        )
+        env.close()
+        return np.array(actions), summary
+
+    env, policy = prepare("Pong", **arguments)
+    whole, summary = actions_of(env, policy, steps=1100, seed=3)
+    env.close()
+    shares = [played(share) for share in (range(1), range(1, 2), range(2, 5))]
+    np.testing.assert_array_equal(
+        whole, np.concatenate([actions for actions, _ in shares], 1)
+    )
+    assert summary.steps == sum(of_share.steps for _, of_share in shares)
+    returns = [value for _, of_share in shares for value in of_share.returns]
+    assert sorted(summary.returns) == sorted(returns)

@@ -272,3 +272,31 @@ class TestProgram:
         assert result.stderr.count("\n") == 1
         assert result.stderr.startswith("watch.py: ")
         assert named in result.stderr
+
+
+def test_several_videos_are_shared(tmp_path):
+    small_model().save("small.keras")
+    names = [f"{letter}.mp4" for letter in "abc"]
+    for name in (names[0], names[2]):
+        write(name, scene(8))
+    videos = [f"--video={name}" for name in names]
+    done = run(
+        *videos, "--model=small.keras", "--summary_json=s", "--compare_every=4"
+    )
+    # One that is missing takes nothing from the others.
+    assert done.returncode == 1
+    assert "b.mp4" in done.stderr.splitlines()[-1]
+    found = json.loads(pathlib.Path("s").read_text())["videos"]
+    assert [(one["video"], one["frames"]) for one in found] == [
+        ("a.mp4", 8),
+        ("c.mp4", 8),
+    ]
+    done = run(
+        *(*videos, "--model=small.keras", "--summary_json=s", "--shard=2/3"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(pathlib.Path("s").read_text())["videos"]
+    assert [one["video"] for one in found] == ["c.mp4"]
+    done = run(*videos, "--record=r.gif")
+    assert done.returncode == 1
+    assert "one video" in done.stderr.splitlines()[-1]

@@ -33,6 +33,7 @@ def commands():
             figures,
             infer,
             layer,
+            merge,
             networks,
             statistics,
             train,
@@ -45,6 +46,7 @@ def commands():
         "cameras": cameras,
         "statistics": statistics,
         "figures": figures,
+        "merge": merge,
     }
 
 

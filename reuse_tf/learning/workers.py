@@ -272,7 +272,7 @@ def checksum(model):
     """
     number = 0
     for array in model.get_weights():
-        number = zlib.crc32(np.ascontiguousarray(array), number)
+        number = zlib.crc32(array.tobytes(), number)
     return number
 
 

@@ -108,6 +108,7 @@ def prepare(
     network="paper",
     filters=None,
     num_envs=1,
+    share=None,
     checkpoint=None,
     seed=None,
 ):
@@ -121,6 +122,7 @@ def prepare(
         network: See `build_network`. Not used with a checkpoint.
         filters: Likewise.
         num_envs: Number of environments to play at once.
+        share: A range of their numbers, if others play the rest.
         checkpoint: A saved policy to load. If none, the weights are random.
         seed: An integer that decides the random weights.
 
@@ -142,7 +144,8 @@ def prepare(
         input_shape = env.observation_space.shape
         num_actions = int(env.action_space.n)
     else:
-        env = atari.make_vector(game, num_envs, **how)
+        count = num_envs if share is None else len(share)
+        env = atari.make_vector(game, count, **how)
         input_shape = env.single_observation_space.shape
         num_actions = int(env.single_action_space.n)
     if checkpoint is not None:
@@ -158,7 +161,17 @@ def prepare(
     return env, policy
 
 
-def play(env, policy, *, steps, reuse="auto", seed=None, greedy=False):
+def play(
+    env,
+    policy,
+    *,
+    steps,
+    reuse="auto",
+    seed=None,
+    greedy=False,
+    share=None,
+    total=None,
+):
     """Plays a game, drawing each action from the policy's softmax.
 
     A seed decides the actions and the returns. Whether the policy reuses
@@ -176,6 +189,9 @@ def play(env, policy, *, steps, reuse="auto", seed=None, greedy=False):
             Keras.
         seed: An integer.
         greedy: Whether to do the likeliest action instead.
+        share: A range of numbers, if the environments are these among more, of
+            which each does what it does among all. Needs a seed.
+        total: How many there are in all then. `steps` are those of all.
 
     Returns:
         A `Summary` of the steps that were played.
@@ -189,7 +205,12 @@ def play(env, policy, *, steps, reuse="auto", seed=None, greedy=False):
         _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
     )
     step_policy, stats = _compile(policy, reuse, games.num_envs)
-    choose = likeliest if greedy else Sampler(np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    choose = likeliest if greedy else Sampler(rng, share, total)
+    if share is not None:
+        # Each environment has the steps and the seed that it has among all.
+        steps = -(-steps // total) * games.num_envs
+        seed += share.start
     bar = keras.utils.Progbar(
         steps, verbose=1 if sys.stdout.isatty() else 2, interval=0
     )
