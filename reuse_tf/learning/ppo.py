@@ -467,7 +467,8 @@ class PPO:
         Returns:
             A dict of numbers to log: means over the minibatches.
         """
-        settings, learner = self._settings, self.learner
+        settings, learner, team = self._settings, self.learner, self._team
+        sent = team.sent
         rewards = rollout.rewards
         if settings.clip_rewards:
             rewards = np.sign(rewards)
@@ -487,7 +488,7 @@ class PPO:
             rollout.flat("values"),
         ]
         # Of all workers' environments, as the numbers of steps below.
-        advantages = self._team.concatenate(advantages, 1).astype(np.float32)
+        advantages = team.concatenate(advantages, 1).astype(np.float32)
         advantages = advantages.reshape(-1)
         minibatch = learner.evaluator.minibatches(rollout.flat("frames"))
         rows = []
@@ -514,6 +515,7 @@ class PPO:
         return {
             **dict(zip(_SCALARS, means, strict=False)),
             "gradient_norm": means[-1],
+            **({"bytes_sent": team.sent - sent} if team.count > 1 else {}),
             "learning_rate": learner.optimizer.learning_rate,
         }
 

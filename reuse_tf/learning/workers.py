@@ -29,7 +29,7 @@ _PATIENCE = 600.0
 _MAGIC = "reuse_tf"
 # Gradients of at least so many numbers are sent without rows and columns of
 # zeros.
-_LARGE = 1 << 14
+_LARGE = 1 << 16
 
 
 class Alone:
@@ -38,10 +38,12 @@ class Alone:
     Attributes:
         index: Which of the processes this is, from 0.
         count: How many there are.
+        sent: Bytes that this process has passed to `sum`, but for zeros.
     """
 
     index = 0
     count = 1
+    sent = 0
 
     @property
     def is_chief(self):
@@ -108,9 +110,6 @@ class Workers(Alone):
         index: See `Alone`.
         count: Likewise.
 
-    Attributes:
-        sent: Bytes that this process has passed to `sum`, but for zeros.
-
     Raises:
         WorkerLost: By all methods but `share`, if another process has ended or
             cannot be reached any more.
@@ -164,52 +163,42 @@ class Workers(Alone):
 
     def sum(self, tensors):
         tables = [
-            tf.reshape(t, [-1, t.shape[-1] if t.shape.rank else 1])
-            for t in tensors
+            tensor.numpy().reshape(-1, tensor.shape[-1]) for tensor in tensors
         ]
         # Units that are off for all frames have gradients of zero, which are
         # most of a dense layer's.
-        large = [table.shape.num_elements() >= _LARGE for table in tables]
-        shown = [
-            axis
-            for table, is_large in zip(tables, large, strict=True)
-            if is_large
-            for axis in (
-                tf.reduce_any(table != 0, 1),
-                tf.reduce_any(table != 0, 0),
-            )
-        ]
-        masks = iter(self._masks(shown))
-        kept = [
-            (_places(next(masks)), _places(next(masks))) if is_large else None
-            for is_large in large
-        ]
-        parts = [
-            table
-            if at is None
-            else tf.gather(tf.gather(table, at[0]), at[1], axis=1)
-            for table, at in zip(tables, kept, strict=True)
-        ]
-        flat = tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
-        self.sent += 4 * int(tf.size(flat))
-        flat = self._all_reduce(flat)
+        kept = self._kept([t for t in tables if t.size >= _LARGE])
+        places = [next(kept) if t.size >= _LARGE else ... for t in tables]
+        parts = [table[at] for table, at in zip(tables, places, strict=True)]
+        flat = np.concatenate([part.reshape(-1) for part in parts])
+        self.sent += flat.nbytes
+        flat = self._all_reduce(flat).numpy()
         sums, begin = [], 0
-        for tensor, part, at in zip(tensors, parts, kept, strict=True):
-            size = int(tf.size(part))
-            table = tf.reshape(flat[begin : begin + size], part.shape)
-            if at is not None:
-                table = _spread(table, *at, tensor.shape)
-            sums.append(tf.reshape(table, tensor.shape))
-            begin += size
+        for tensor, part, at in zip(tensors, parts, places, strict=True):
+            total = np.zeros(tensor.shape, np.float32)
+            end = begin + part.size
+            total.reshape(-1, tensor.shape[-1])[at] = flat[begin:end].reshape(
+                part.shape
+            )
+            sums.append(tf.convert_to_tensor(total))
+            begin = end
         return sums
 
-    def _masks(self, masks):
-        """Returns where any process has a True, for boolean vectors."""
-        if not masks:
-            return []
-        sizes = [len(mask) for mask in masks]
-        flat = tf.cast(tf.concat(masks, 0), tf.int32)
-        return tf.split(self._all_reduce(flat) > 0, sizes)
+    def _kept(self, tables):
+        """Yields where tables have what is not zero in any process.
+
+        It is an index of rows and columns, for each table.
+        """
+        masks = []
+        for table in tables:
+            shown = table != 0
+            masks += [shown.any(1), shown.any(0)]
+        if masks:
+            flat = np.concatenate(masks).astype(np.int32)
+            flat = self._all_reduce(flat).numpy() > 0
+            masks = np.split(flat, np.cumsum([len(m) for m in masks])[:-1])
+        for rows, columns in zip(masks[::2], masks[1::2], strict=True):
+            yield np.ix_(rows, columns)
 
     def _gather(self, content):
         """Returns the bytes that every process has passed."""
@@ -248,20 +237,6 @@ class Workers(Alone):
 
 class WorkerLost(RuntimeError):
     """Another process of the training has ended, or cannot be reached."""
-
-
-def _places(mask):
-    return tf.reshape(tf.where(mask), [-1])
-
-
-def _spread(table, rows, columns, shape):
-    """Puts a table's rows and columns at their places among zeros."""
-    width = shape[-1]
-    count = shape.num_elements() // width
-    wide = tf.transpose(
-        tf.scatter_nd(columns[:, None], tf.transpose(table), [width, len(rows)])
-    )
-    return tf.scatter_nd(rows[:, None], wide, [count, width])
 
 
 def checksum(model):
