@@ -217,6 +217,20 @@ def test_one_worker_is_alone(text, monkeypatch):
     assert team.gather({"a": 1}) == [{"a": 1}]
 
 
+@pytest.mark.parametrize(("total", "count"), [(5, 1), (5, 2), (8, 3), (3, 3)])
+def test_shares_are_a_partition(total, count):
+    shares = []
+    for index in range(count):
+        team = workers.Alone()
+        team.index, team.count = index, count
+        shares.append(team.share(total))
+    assert [number for share in shares for number in share] == [*range(total)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    team.count = total + 1
+    with pytest.raises(ValueError, match=f"num_envs={total}"):
+        team.share(total)
+
+
 def test_a_taken_port(monkeypatch):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
