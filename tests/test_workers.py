@@ -120,11 +120,14 @@ def trained_at_first(run_dir):
         return ppo.learner.model.get_weights()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_that_dies_ends_the_others(victim, tmp_path):
+@pytest.mark.parametrize(
+    ("victim", "number"), [(0, signal.SIGSTOP), (1, signal.SIGKILL)]
+)
+def test_a_worker_that_dies_ends_the_others(victim, number, tmp_path):
+    """Or that does not answer any more, which is what SIGSTOP makes it do."""
     with training(2, tmp_path, "--steps=1000000") as processes:
         wait_for_updates(tmp_path, processes, 2)
-        processes[victim].kill()
+        processes[victim].send_signal(number)
         begin = time.monotonic()
         ((code, lines),) = ends([processes[1 - victim]], within=60)
         assert time.monotonic() - begin < 60
