@@ -19,7 +19,7 @@ from children import LONG, environment, run, started
 from reuse_tf.learning import environments, workers
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.settings import Settings, saved_settings
-from reuse_tf.policies import run_directory
+from reuse_tf.policies import Sampler, run_directory
 
 TRAIN = os.path.join(os.path.dirname(__file__), os.pardir, "train.py")
 # Small: an update takes some hundredths of a second.
@@ -389,3 +389,12 @@ def test_what_is_zero_is_not_sent():
         np.testing.assert_array_equal(x + y, z)
     full = 4 * sum(t.size for t in mine)
     assert team.sent < 0.75 * full
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_actions_of_a_share_are_of_its_rows(rows):
+    sample = Sampler(np.random.default_rng(0), range(3, 5), 5)
+    logits = np.zeros((rows, 4), np.float32)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"Received: {rows} rows"):
+            sample(logits)

@@ -244,6 +244,7 @@ class Sampler:
         Raises:
             FloatingPointError: If a logit is NaN, or the largest of a row is
                 infinite.
+            ValueError: If the rows are not those of the share.
         """
         if logits is not self._logits:
             self._take(logits)
@@ -256,11 +257,18 @@ class Sampler:
 
     def _take(self, logits):
         """Looks where the logits are, which a runner may leave there anew."""
-        self._logits = np.ascontiguousarray(logits, np.float32)
         count = len(logits)
         share = range(count) if self._share is None else self._share
-        self._drawn = np.empty(count if self._total is None else self._total)
-        self._uniforms = self._drawn[share.start : share.stop]
+        drawn = np.empty(count if self._total is None else self._total)
+        uniforms = drawn[share.start : share.stop]
+        # Compiled code reads as many numbers as there are rows.
+        if len(uniforms) != count:
+            raise ValueError(
+                f"Expected `logits` of {len(uniforms)} rows, those of {share} "
+                f"among {len(drawn)}. Received: {count} rows"
+            )
+        self._logits = np.ascontiguousarray(logits, np.float32)
+        self._drawn, self._uniforms = drawn, uniforms
         self._actions = np.empty(count, np.int64)
         self._arguments = (
             ops.address_of(self._logits),
