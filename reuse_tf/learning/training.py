@@ -138,11 +138,13 @@ def train(
         clock = _Clock(progress)
         saved_at = drawn_at = time.perf_counter()
 
+        def is_due():
+            return team.is_chief and evaluation.is_due(
+                settings, progress, run.evaluations
+            )
+
         def evaluate_if_due():
-            if not (
-                team.is_chief
-                and evaluation.is_due(settings, progress, run.evaluations)
-            ):
+            if not is_due():
                 return
             with clock.paused():
                 scored = evaluation.evaluate(
@@ -190,14 +192,7 @@ def train(
 
         bar.update(progress.steps, run.rows, finalize=True)
         run.save()
-        if (
-            stopped
-            or not progress.is_finished(settings)
-            or (
-                team.is_chief
-                and evaluation.is_due(settings, progress, run.evaluations)
-            )
-        ):
+        if stopped or not progress.is_finished(settings) or is_due():
             raise KeyboardInterrupt
         if team.is_chief:
             curve.draw(run, settings, directory.path)

@@ -76,7 +76,8 @@ class Alone:
         """Returns the arrays of all processes, one after the other.
 
         Args:
-            array: A NumPy array, all of one rank and type.
+            array: A NumPy array, all of one type and of one shape but for
+                `axis`.
             axis: Along which axis.
         """
         return array
@@ -139,12 +140,12 @@ class Workers(Alone):
         return [json.loads(part) for part in self._gather(content)]
 
     def concatenate(self, array, axis):
-        shapes = self.gather(array.shape)
-        parts = self._gather(array.tobytes())
+        shape = [*array.shape]
+        shape[axis] = -1
         return np.concatenate(
             [
                 np.frombuffer(part, array.dtype).reshape(shape)
-                for part, shape in zip(parts, shapes, strict=True)
+                for part in self._gather(array.tobytes())
             ],
             axis,
         )
