@@ -64,7 +64,7 @@ def main(_):
             seed=atari_flags.SEED.value,
         )
         if RECORD.value is not None:
-            if num_envs > 1:
+            if len(range(num_envs) if share is None else share) > 1:
                 raise ValueError("--record shows one environment, not several")
             env = record.Recorder(
                 env,

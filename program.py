@@ -246,12 +246,27 @@ def _open_what_is_closed():
 
 
 def finish(summary, contents):
-    """Writes files, whatever becomes of each; then prints.
+    """Writes files, as `write` does; then prints.
 
     Args:
         summary: What to print.
+        contents: See `write`.
+    """
+    errors = write(contents)
+    print(summary, flush=True)
+    if errors:
+        fail("; ".join(errors))
+
+
+def write(contents):
+    """Writes files, whatever becomes of each.
+
+    Args:
         contents: By path, functions that return the content, in bytes. A path
             of None is left out.
+
+    Returns:
+        A list of what went wrong, in a line each.
     """
     from reuse_tf import files
 
@@ -263,9 +278,7 @@ def finish(summary, contents):
             files.write(path, content())
         except OSError as error:
             errors.append(f"cannot write {files.explain(error)}")
-    print(summary, flush=True)
-    if errors:
-        fail("; ".join(errors))
+    return errors
 
 
 def as_json(summary):
@@ -274,10 +287,11 @@ def as_json(summary):
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def fail(error):
-    """Ends the program with one line on the standard error, exit code 1."""
+def fail(*errors):
+    """Ends the program, exit code 1, with one line for each error."""
     name = os.path.basename(sys.argv[0])
-    sys.exit(f"{name}: {' '.join(str(error).split())}")
+    lines = (" ".join(str(error).split()) for error in errors)
+    sys.exit("\n".join(f"{name}: {line}" for line in lines))
 
 
 @contextlib.contextmanager

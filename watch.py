@@ -1,6 +1,7 @@
 """Plays a video through a network that computes only what changed."""
 
 import functools
+import signal
 
 from absl import flags
 
@@ -83,16 +84,30 @@ def main(_):
         from reuse_tf import files, process
         from reuse_tf.playing import video, watch
 
+    try:
+        names = VIDEO.value
+        if SHARD.value is not None:
+            names = SHARD.value.of(names)
+    except ValueError as error:
+        program.fail(error)
+    summaries, errors = [], []
+
     @functools.cache
     def model():
-        return watch.load_model(
-            MODEL.value, None if WEIGHTS.value == "random" else "imagenet"
-        )
+        """The model. Without it, no other video can be played either."""
+        try:
+            return watch.load_model(
+                MODEL.value, None if WEIGHTS.value == "random" else "imagenet"
+            )
+        except (ImportError, OSError, ValueError) as error:
+            program.fail(*errors, files.explain(error))
 
     def play(name):
-        """Returns what was played of a video, and the picture of it."""
+        """Plays and reports a video; returns whether it is to be the last."""
         with video.Frames(name, every=EVERY.value) as frames:
             frames.size = watch.frame_size(model())
+            if summaries:
+                print()
             rate = frames.rate / EVERY.value
             drawing = RECORD.value and watch.Drawing(
                 program.ending(RECORD.value), rate
@@ -115,40 +130,35 @@ def main(_):
                     compare_every=COMPARE_EVERY.value,
                     recorder=drawing,
                 )
-            return summary, drawing, stop.requested
+                summaries.append(summary)
+                print(summary, flush=True)
+                errors.extend(
+                    program.write({RECORD.value: lambda: drawing.finish()})
+                )
+            return stop.requested
 
-    summaries, errors, drawing, stopped = [], [], None, False
+    # They end it as Ctrl-C does: what was played before is kept.
+    for number in signal.SIGTERM, signal.SIGHUP:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
-        names = VIDEO.value
-        if SHARD.value is not None:
-            names = SHARD.value.of(names)
         for name in names:
             try:
-                summary, drawing, stopped = play(name)
-                summaries.append(summary)
+                if play(name):
+                    break
             except (ImportError, OSError, ValueError) as error:
                 errors.append(files.explain(error))
-            except KeyboardInterrupt:
-                stopped = True
-                errors.append("interrupted")
-            if stopped:
-                break
-    except ValueError as error:
-        program.fail(error)
-    if summaries:
-        try:
+    except KeyboardInterrupt:
+        errors.append("interrupted")
+    finally:
+        if summaries:
             with process.Stop():
-                program.finish(
-                    "\n\n".join(map(str, summaries)),
-                    {
-                        program.SUMMARY_JSON.value: lambda: _json(summaries),
-                        RECORD.value: lambda: drawing.finish(),
-                    },
+                errors += program.write(
+                    {program.SUMMARY_JSON.value: lambda: _json(summaries)}
                 )
-        except (ImportError, ValueError) as error:
-            errors.append(files.explain(error))
     if errors:
-        program.fail("; ".join(errors))
+        # What a model does not take is the same of all videos.
+        program.fail(*dict.fromkeys(errors))
 
 
 def _json(summaries):

@@ -623,16 +623,14 @@ def test_shares_play_what_all_play_together():
     arguments = {"downsample": 4, "filters": [4, 8], "num_envs": 5, "seed": 3}
 
     def played(share):
-        env, policy = prepare("Pong", **arguments, share=share)
-        actions, summary = actions_of(
-            env, policy, steps=1100, seed=3, share=share, total=5
-        )
+        env, policy = prepare("Breakout", **arguments, share=share)
+        taken = {} if share is None else {"share": share, "total": 5}
+        actions, summary = actions_of(env, policy, steps=1100, seed=3, **taken)
         env.close()
-        return np.array(actions), summary
+        return np.reshape(actions, (220, -1)), summary
 
-    env, policy = prepare("Pong", **arguments)
-    whole, summary = actions_of(env, policy, steps=1100, seed=3)
-    env.close()
+    whole, summary = played(None)
+    # A share of one environment is played otherwise than one of several.
     shares = [played(share) for share in (range(1), range(1, 2), range(2, 5))]
     np.testing.assert_array_equal(
         whole, np.concatenate([actions for actions, _ in shares], 1)
@@ -640,3 +638,18 @@ def test_shares_play_what_all_play_together():
     assert summary.steps == sum(of_share.steps for _, of_share in shares)
     returns = [value for _, of_share in shares for value in of_share.returns]
     assert sorted(summary.returns) == sorted(returns)
+    assert len(returns) > 2  # Games have ended, and others begun.
+
+
+def test_a_share_of_one_environment_is_recorded():
+    arguments = [*SMALL, "--game=Breakout", "--steps=90", "--record=a.gif"]
+    for shard, done in (("1/3", None), ("1/2", "--record")):
+        pathlib.Path("a.gif").unlink(missing_ok=True)
+        message = infer_here(*arguments, "--num_envs=3", f"--shard={shard}")
+        if done is None:
+            assert message is None
+            with Image.open("a.gif") as picture:
+                assert picture.n_frames > 10
+        else:
+            assert_one_line(message, done)
+            assert os.listdir() == []

@@ -7,7 +7,7 @@ import children
 import numpy as np
 import pytest
 
-from reuse_tf.benchmark.merge import merge
+from reuse_tf.benchmark.merge import kind, merge
 from reuse_tf.playing.play import Summary
 
 
@@ -58,14 +58,46 @@ def test_videos_are_listed():
 @pytest.mark.parametrize(
     ("others", "named"),
     [
-        ({**summary([], 10).as_dict(), "game": "Qbert"}, "Pong, Qbert"),
-        ({"videos": []}, "'game'"),
-        ({}, "'game'"),
+        ({**summary([], 10).as_dict(), "game": "Qbert"}, "Pong; Qbert"),
+        (
+            {**summary([], 10).as_dict(), "recomputed": {"conv1": 1, "top": 1}},
+            "networks: conv1; conv1, top",
+        ),
+        ({"videos": []}, "some of videos"),
+        ({"video": "a", "frames": 3}, "some of videos"),
+        ({}, "write"),
     ],
 )
 def test_what_does_not_belong_together(others, named):
-    with pytest.raises(ValueError, match=named):
-        merge([summary([1.0], 10).as_dict(), others])
+    both = [summary([1.0], 10).as_dict(), others]
+    for summaries in both, both[::-1]:
+        with pytest.raises(ValueError, match=named):
+            merge(summaries)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"steps": "10"},
+        {"game": ["Pong"]},
+        {"seconds": 3},
+        {"seconds": {"total": 1.0}},
+        {"mean_return": None},
+        {"recomputed": {"conv1": None}},
+    ],
+)
+def test_what_is_no_summary_of_a_game(others):
+    kind(summary([1.0], 10).as_dict())
+    with pytest.raises(ValueError, match="write"):
+        kind({**summary([1.0], 10).as_dict(), **others})
+
+
+@pytest.mark.parametrize(
+    "other", [[], 3, None, {"videos": 3}, {"videos": [1]}, {"frames": 3}]
+)
+def test_what_is_no_summary_of_videos(other):
+    with pytest.raises(ValueError, match="write"):
+        kind(other)
 
 
 def test_the_command(tmp_path):
@@ -82,8 +114,10 @@ def test_the_command(tmp_path):
 
     done = command(*files)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "2 summaries: Pong, 20 steps, 2 episodes\n"
     assert json.loads((tmp_path / "all.json").read_text())["episodes"] == 2
     files[1].write_text("[]")
     done = command(*files)
     assert done.returncode == 1
-    assert "is no summary" in done.stderr.splitlines()[-1]
+    assert "b.json' is no summary" in done.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "all.json").read_text())["episodes"] == 2

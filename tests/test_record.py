@@ -265,6 +265,26 @@ def test_the_numbers_are_of_what_they_name():
     assert (changed < 0.1).all() and (computed == 1).all()
 
 
+def test_the_only_environment_of_a_vector_is_shown():
+    """Its screen is that of another such game."""
+    env = atari.make_only("Breakout", preprocessing="paper", downsample=1)
+    policy = build_policy(env.observation_space.shape, 4, (2,))
+    recorder = Recorder(env, policy, "content")
+    games = []
+    recorder._writer.add = games.append
+    for seed in (3, None):  # The second game begins when the first has ended.
+        frame, _ = recorder.reset(seed=seed)
+        done = False
+        while not done and len(recorder._fractions) < 300:
+            frame, _, done, _, _ = recorder.step(len(recorder._fractions) % 4)
+            if len(recorder._fractions) % 2:
+                game = Image.fromarray(games[-1][-420:, :320]).convert("L")
+                game = np.asarray(game, int)[::2, ::2]
+                assert np.abs(game - frame[..., 0]).max() <= 1
+        # The second game is cut short; it has begun.
+        assert seed is None or len(recorder._fractions) < 280
+
+
 def test_a_game_without_a_seed_is_shown_too():
     env = atari.make("Pong", preprocessing="standard")
     policy = build_network("nature", (84, 84, 4), 6, filters=(2, 2, 2))

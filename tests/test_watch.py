@@ -286,6 +286,9 @@ def test_several_videos_are_shared(tmp_path):
     # One that is missing takes nothing from the others.
     assert done.returncode == 1
     assert "b.mp4" in done.stderr.splitlines()[-1]
+    # Each is reported when it was played.
+    a, c = (done.stdout.index(f" {name}\n") for name in ("a.mp4", "c.mp4"))
+    assert done.stdout.rindex("8/8", 0, c) > a
     found = json.loads(pathlib.Path("s").read_text())["videos"]
     assert [(one["video"], one["frames"]) for one in found] == [
         ("a.mp4", 8),
@@ -297,6 +300,14 @@ def test_several_videos_are_shared(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(pathlib.Path("s").read_text())["videos"]
     assert [one["video"] for one in found] == ["c.mp4"]
+    # Whatever fails is one line, once.
+    done = run(*videos, "--model=small.keras", "--summary_json=/dev/full")
+    assert done.returncode == 1
+    missing, full = done.stderr.splitlines()
+    assert "b.mp4" in missing and "/dev/full" in full
+    done = run(*videos[1:], "--model=missing.keras")
+    missing, model = done.stderr.splitlines()
+    assert "b.mp4" in missing and "missing.keras" in model
     done = run(*videos, "--record=r.gif")
     assert done.returncode == 1
     assert "one video" in done.stderr.splitlines()[-1]

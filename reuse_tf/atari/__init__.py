@@ -2,7 +2,7 @@
 
 from reuse_tf.atari.games import games, short_name
 from reuse_tf.atari.resumable import Episode, ResumableGames, Step
-from reuse_tf.atari.single import make
+from reuse_tf.atari.single import make, make_only
 from reuse_tf.atari.vector import Screen, make_vector
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Step",
     "games",
     "make",
+    "make_only",
     "make_vector",
     "short_name",
 ]

@@ -1,5 +1,7 @@
 """One Atari game, as a stream of small frames."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 
@@ -63,25 +65,41 @@ def make(
     check_preprocessing(preprocessing, downsample)
     check_probability(repeat_action_probability)
     if preprocessing == "standard":
-        env = _Only(
-            make_vector(
-                game,
-                1,
-                preprocessing=preprocessing,
-                repeat_action_probability=repeat_action_probability,
-                # It is reset by its user.
-                autoreset_mode=gym.vector.AutoresetMode.NEXT_STEP,
-            )
-        )
-    else:
-        env = gym.make(
-            full_id(game),
-            # The emulator converts a screen to colours or grey at every step
-            # for any other type. The frames are read from it directly instead.
-            obs_type="ram",
+        return make_only(
+            game,
+            preprocessing=preprocessing,
             repeat_action_probability=repeat_action_probability,
         )
-        env = _Frames(env, downsample)
+    env = gym.make(
+        full_id(game),
+        # The emulator converts a screen to colours or grey at every step
+        # for any other type. The frames are read from it directly instead.
+        obs_type="ram",
+        repeat_action_probability=repeat_action_probability,
+    )
+    return gym.wrappers.RecordEpisodeStatistics(_Frames(env, downsample))
+
+
+def make_only(game: str = "Pong", **settings: Any) -> gym.Env:
+    """Makes the only environment of `make_vector(game, 1, **settings)`.
+
+    With a seed of `s + k` it does what number `k` of several does with `s`,
+    which `make` does not for `preprocessing="paper"`: there the emulators are
+    seeded in other ways.
+
+    Args:
+        game: See `make`.
+        **settings: Other arguments of `make`.
+
+    Returns:
+        A `gymnasium.Env`, as of `make`.
+
+    Raises:
+        ValueError: As `make`.
+    """
+    # It is reset by its user.
+    mode = gym.vector.AutoresetMode.NEXT_STEP
+    env = _Only(make_vector(game, 1, autoreset_mode=mode, **settings))
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 

@@ -90,7 +90,7 @@ def make_vector(
 
 
 class Screen:
-    """The screen of a game of `make(game, preprocessing="standard")`.
+    """The screen of a game of `make_vector(game, 1)`.
 
     It is another such game, which does the same when given the same seeds and
     actions: the first one takes small grey pictures only.
@@ -98,18 +98,24 @@ class Screen:
     Args:
         game: See `make`.
         repeat_action_probability: See `make`.
+        preprocessing: See `make`.
     """
 
     def __init__(
-        self, game: str, repeat_action_probability: float = REPEAT
+        self,
+        game: str,
+        repeat_action_probability: float = REPEAT,
+        preprocessing: str = "standard",
     ) -> None:
+        check_preprocessing(preprocessing, 1)
+        begin = _BARE if preprocessing == "paper" else _STANDARD
         self._env = _make(
             game,
             1,
             repeat_action_probability=repeat_action_probability,
             autoreset_mode=AutoresetMode.NEXT_STEP,
             grayscale=False,
-            **(_STANDARD | _screen(game)),
+            **(begin | _screen(game)),
         )
 
     def reset(self, seed: int | None = None) -> np.ndarray:

@@ -20,8 +20,19 @@ SUMMARIES = flags.DEFINE_list(
     flag_values=FLAGS,
 )
 OUT = flags.DEFINE_string(
-    "out", None, "File to write theirs to, as JSON.", flag_values=FLAGS
+    "out",
+    None,
+    "File to write theirs to, as JSON. By default it is printed.",
+    flag_values=FLAGS,
 )
+
+
+_NUMBER = (int, float)
+# What is looked at, and its types.
+_GAME = {"game": str, "steps": int, "episodes": int, "recomputed": dict}
+_SECONDS = dict.fromkeys(["total", "environment", "policy"], _NUMBER)
+_RETURNS = dict.fromkeys(["mean_return", "std_return"], _NUMBER)
+_VIDEO = {"video": str, "frames": int}
 
 
 def merge(summaries):
@@ -35,21 +46,56 @@ def merge(summaries):
         layer a mean over steps.
 
     Raises:
-        ValueError: If they are of different kinds or games.
+        ValueError: If one is no such dict, or they are of different kinds,
+            games or networks.
     """
-    if all("frames" in one or "videos" in one for one in summaries):
+    kinds = {kind(one) for one in summaries}
+    if kinds == {"videos"}:
         parts = [one.get("videos", [one]) for one in summaries]
         return {"videos": [video for part in parts for video in part]}
-    try:
-        games = sorted({one["game"] for one in summaries})
-        if len(games) > 1:
-            raise ValueError(f"they are of several games: {', '.join(games)}")
-        return _merged(games[0], summaries)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            "expected summaries of infer.py, or of watch.py: there is no "
-            f"{error}"
-        ) from error
+    if kinds != {"a game"}:
+        raise ValueError("some summaries are of a game, and some of videos")
+    for what, names in (
+        ("games", {one["game"] for one in summaries}),
+        ("networks", {", ".join(one["recomputed"]) for one in summaries}),
+    ):
+        if len(names) > 1:
+            raise ValueError(
+                f"the summaries are of several {what}: "
+                f"{'; '.join(sorted(names))}"
+            )
+    return _merged(summaries[0]["game"], summaries)
+
+
+def kind(summary):
+    """Returns what a summary is of: `"a game"` or `"videos"`.
+
+    Raises:
+        ValueError: If it is none of `infer.py` or `watch.py`.
+    """
+    if (
+        _has(summary, _GAME)
+        and _has(summary.get("seconds"), _SECONDS)
+        and (not summary["episodes"] or _has(summary, _RETURNS))
+        and _has(
+            summary["recomputed"],
+            dict.fromkeys(summary["recomputed"], _NUMBER),
+        )
+    ):
+        return "a game"
+    videos = [summary]
+    if _has(summary, {"videos": list}):
+        videos = summary["videos"]
+    if all(_has(video, _VIDEO) for video in videos):
+        return "videos"
+    raise ValueError("it has not what infer.py or watch.py write")
+
+
+def _has(values, types):
+    """Whether this is a dict that has values of these types."""
+    return isinstance(values, dict) and all(
+        isinstance(values.get(name), type_) for name, type_ in types.items()
+    )
 
 
 def _merged(game, summaries):
@@ -94,20 +140,25 @@ def _merged(game, summaries):
 
 
 def main():
-    """Merges the files of the flags; prints and writes what they make."""
+    """Merges the files of the flags; writes what they make, or prints it."""
     if not SUMMARIES.value:
         raise flags.Error("--summaries must be files, separated by commas")
     summaries = []
     for path in SUMMARIES.value:
         with open(path, encoding="utf-8") as file:
             try:
-                summary = json.load(file)
+                summaries.append(json.load(file))
+                kind(summaries[-1])
             except ValueError as error:
                 raise ValueError(f"{path!r} is no summary: {error}") from error
-        if not isinstance(summary, dict):
-            raise ValueError(f"{path!r} is no summary")
-        summaries.append(summary)
-    text = json.dumps(merge(summaries), indent=2) + "\n"
-    print(text, end="")
-    if OUT.value is not None:
-        files.write(OUT.value, text.encode())
+    merged = merge(summaries)
+    text = json.dumps(merged, indent=2) + "\n"
+    if OUT.value is None:
+        print(text, end="")
+        return
+    files.write(OUT.value, text.encode())
+    if "videos" in merged:
+        what = f"{len(merged['videos'])} videos"
+    else:
+        what = "{game}, {steps} steps, {episodes} episodes".format(**merged)
+    print(f"{len(summaries)} summaries: {what}")

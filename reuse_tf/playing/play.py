@@ -128,7 +128,7 @@ def prepare(
 
     Returns:
         A pair of a `gymnasium.Env`, or a `gymnasium.vector.VectorEnv` if
-        there are several environments, and a Keras model.
+        it is to play several environments, and a Keras model.
 
     Raises:
         ValueError: If there is no such game, or the checkpoint holds no
@@ -139,12 +139,13 @@ def prepare(
         "downsample": downsample,
         "repeat_action_probability": repeat_action_probability,
     }
-    if num_envs == 1:
-        env = atari.make(game, **how)
+    count = num_envs if share is None else len(share)
+    if count == 1:
+        make = atari.make if num_envs == 1 else atari.make_only
+        env = make(game, **how)
         input_shape = env.observation_space.shape
         num_actions = int(env.action_space.n)
     else:
-        count = num_envs if share is None else len(share)
         env = atari.make_vector(game, count, **how)
         input_shape = env.single_observation_space.shape
         num_actions = int(env.single_action_space.n)

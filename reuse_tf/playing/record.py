@@ -53,7 +53,7 @@ class Recorder(gym.Wrapper):
     and on average so far. In the first frame all is new.
 
     Args:
-        env: An environment as `atari.make` makes it.
+        env: An environment as `atari.make` or `atari.make_only` makes it.
         policy: The Keras model that plays it.
         reuse: What it reuses: `"auto"`, `"content"`, `"temporal"` or `"none"`.
         ending: See `Writer`.
@@ -72,8 +72,11 @@ class Recorder(gym.Wrapper):
         self._ale = getattr(env.unwrapped, "ale", None)
         self._screen = None
         if self._ale is None:
+            settings = env.spec.kwargs
             self._screen = atari.Screen(
-                env.spec.id, env.spec.kwargs["repeat_action_probability"]
+                env.spec.id,
+                settings["repeat_action_probability"],
+                "standard" if settings["maxpool"] else "paper",
             )
 
     def reset(self, *, seed=None, options=None):
