@@ -232,13 +232,21 @@ class TestProgram:
         assert "frames:     46 " in result.stdout
         assert "error inf" not in result.stdout
 
-    def test_it_can_be_interrupted_while_thresholds_are_found(self, video):
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+    def test_it_can_be_interrupted_while_thresholds_are_found(
+        self, video, name
+    ):
+        """Those of the second video: what was played before is kept."""
         small_model().save("model.keras")
         program = (
             "import runpy, signal, sys\n"
             "from reuse_tf.playing import watch\n"
-            "def find(*_, **arguments):\n"
-            "    signal.raise_signal(signal.SIGINT)\n"
+            "real, calls = watch.find_thresholds, []\n"
+            "def find(*given, **arguments):\n"
+            "    calls.append(given)\n"
+            "    if len(calls) == 2:\n"
+            f"        signal.raise_signal(signal.{name})\n"
+            "    return real(*given, **arguments)\n"
             "watch.find_thresholds = find\n"
             "sys.argv[0] = sys.argv[1]\n"
             "sys.path.insert(0, sys.argv[2])\n"
@@ -247,10 +255,15 @@ class TestProgram:
         )
         result = children.run(
             *(sys.executable, "-c", program, WATCH, WATCH.parent),
-            *(f"--video={video}", "--model=model.keras", "--tolerance=0.2"),
+            *(f"--video={video}", f"--video={video}", "--model=model.keras"),
+            *("--tolerance=0.2", "--calibrate_seconds=0"),
+            "--summary_json=s.json",
         )
-        assert result.returncode != 0 and result.stdout == ""
-        assert result.stderr.endswith("interrupted\n")
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == "watch.py: interrupted"
+        assert result.stdout.count("multiply-adds (without") == 1
+        (summary,) = json.loads(pathlib.Path("s.json").read_text())["videos"]
+        assert summary["frames"] == 46
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
