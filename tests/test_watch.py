@@ -294,12 +294,13 @@ def test_several_videos_are_shared(tmp_path):
         write(name, scene(8))
     videos = [f"--video={name}" for name in names]
     done = run(
-        *videos, "--model=small.keras", "--summary_json=s", "--compare_every=4"
+        *(*videos, "--model=small.keras", "--summary_json=s"),
+        *("--compare_every=4", "--max_frames=8"),
     )
     # One that is missing takes nothing from the others.
     assert done.returncode == 1
     assert "b.mp4" in done.stderr.splitlines()[-1]
-    # Each is reported when it was played.
+    # Each is reported when it was played: the second one's bar is behind.
     a, c = (done.stdout.index(f" {name}\n") for name in ("a.mp4", "c.mp4"))
     assert done.stdout.rindex("8/8", 0, c) > a
     found = json.loads(pathlib.Path("s").read_text())["videos"]
@@ -318,7 +319,9 @@ def test_several_videos_are_shared(tmp_path):
     assert done.returncode == 1
     missing, full = done.stderr.splitlines()
     assert "b.mp4" in missing and "/dev/full" in full
-    done = run(*videos[1:], "--model=missing.keras")
+    # No video is played without the model.
+    others = [videos[1], videos[0], "--video=d.mp4"]
+    done = run(*others, "--model=missing.keras")
     missing, model = done.stderr.splitlines()
     assert "b.mp4" in missing and "missing.keras" in model
     done = run(*videos, "--record=r.gif")
