@@ -113,12 +113,14 @@ def _call_of(activation):
     return activation, keywords
 
 
-def describe(activation):
+def describe(activation, rank=None):
     """Finds out which activation of the ops one of Keras is.
 
     Args:
         activation: A function of `keras.activations`, a `functools.partial` of
             one with keyword arguments, an activation layer of Keras, or None.
+        rank: How many axes it is applied to, without the batch: so many is
+            another name of the last one.
 
     Returns:
         An `Activation`; None if the ops have no such one.
@@ -127,7 +129,10 @@ def describe(activation):
         return LINEAR
     if isinstance(activation, types.FunctionType):
         return _PLAIN.get(activation)
-    return _describe(*_call_of(activation))
+    function, keywords = _call_of(activation)
+    if rank is not None and keywords.get("axis") == rank:
+        keywords = {**keywords, "axis": -1}
+    return _describe(function, keywords)
 
 
 def _describe(function, keywords):

@@ -196,19 +196,25 @@ def _apply(call, value, *functions, single=False):
 
 
 def _with_activation(call, value, activation):
-    described = activations.describe(activation)
+    described = activations.describe(activation, len(value.shape))
     _require(described is not None, f"of its activation {activation!r}")
     if described == activations.LINEAR:
         return value
     words = ("activation", described.name, *described.arguments)
     single = described.name not in ("softmax", "log_softmax")
-    return _apply(call, value, _Function(words, activation), single=single)
+    function = activations.function(described)
+    return _apply(call, value, _Function(words, function), single=single)
 
 
 # -- Layers ------------------------------------------------------------------
 
 
 def _identity(call):
+    return call.value
+
+
+def _augmentation(call):
+    """What Keras leaves out of `predict`."""
     return call.value
 
 
@@ -569,6 +575,15 @@ def _cropping2d(call):
     return _moved(call, call.map(), cut, call.output_shape())
 
 
+def _center_crop(call):
+    layer, value = call.layer, call.map()
+    height, width, channels = value.shape
+    more = height - layer.height, width - layer.width
+    _require(min(more) >= 0, "it is larger than its input")
+    cut = [(-(size // 2), size // 2 - size) for size in more]
+    return _moved(call, value, cut, (layer.height, layer.width, channels))
+
+
 def _repeated(call, value, height, width):
     """A map of which each position is there `height` times `width` times."""
     shape = value.node.shape
@@ -770,12 +785,18 @@ def _require_tensors(call):
 
 def _concatenate(call):
     _require_tensors(call)
-    rank = len(call.value.shape)
-    axis = call.layer.axis
-    _require(axis in (-1, rank), f"of its axis {axis}")
-    if len(call.values) == 1:
+    values, axis = call.values, call.layer.axis
+    if len(values) == 1:
         return call.value
-    return _join(call, "concatenate", call.values)
+    rank = len(call.value.shape)
+    if axis % (rank + 1) == rank:
+        return _join(call, "concatenate", values)
+    # Along the first axis behind the batch, values follow each other.
+    _require(axis % (rank + 1) == 1, f"of its axis {axis}")
+    flat = [_Value(v.node, (math.prod(v.shape),)) for v in values]
+    joined = _join(call, "concatenate", flat)
+    count = sum(value.shape[0] for value in values)
+    return _Value(joined.node, (count, *call.value.shape[1:]))
 
 
 def _arithmetic(kind):
@@ -800,13 +821,24 @@ def _arithmetic(kind):
             "of an argument that is neither a layer's output nor a number",
         )
         constant = float(constant)
-        first = tensors[0]  # of a subtraction or division
+        first = tensors[0]
         if kind == "add":
             function = _affine(1, constant)
         elif kind == "subtract":
             function = _affine(1, -constant) if first else _affine(-1, constant)
         elif kind == "multiply":
             function = _affine(constant, 0)
+        elif kind in ("maximum", "minimum"):
+            bounds = {"maximum": (constant, np.inf)}.get(
+                kind, (-np.inf, constant)
+            )
+            join = _JOINS[kind]
+            function = _clip(
+                *bounds,
+                lambda rows: join(
+                    [rows, constant] if first else [constant, rows]
+                ),
+            )
         else:
             _require(
                 kind == "divide" and first and constant != 0, "of its arguments"
@@ -840,6 +872,23 @@ def _negative(call):
     return _apply(call, call.value, _affine(-1, 0), single=True)
 
 
+def _clip(low, high, function):
+    _require(low <= high, f"of its bounds {low} and {high}")
+    return _Function(("activation", "clip", low, high), function)
+
+
+def _clipped(call):
+    _require_tensors(call)
+    bounds = call.layer.x_min, call.layer.x_max
+    _require(
+        all(np.ndim(x) == 0 and not tf.is_tensor(x) for x in bounds),
+        "of its bounds, which are no numbers",
+    )
+    low, high = map(float, bounds)
+    function = _clip(low, high, lambda rows: tf.clip_by_value(rows, low, high))
+    return _apply(call, call.value, function, single=True)
+
+
 def _absolute(call):
     _require_tensors(call)
     function = _Function(("activation", "leaky_relu", -1), tf.abs)
@@ -849,6 +898,18 @@ def _absolute(call):
 def _square(call):
     _require_tensors(call)
     return _join(call, "multiply", [call.value, call.value])
+
+
+def _power(call):
+    base, exponent = call.arguments
+    _require(
+        isinstance(base, _Value)
+        and np.ndim(exponent) == 0
+        and not isinstance(exponent, _Value)
+        and float(exponent) == 2,
+        "it is no square",
+    )
+    return _join(call, "multiply", [base, base])
 
 
 def _reduction(kind):
@@ -973,9 +1034,24 @@ _LAYERS = {
     _L.AlphaDropout: _identity,
     _L.ActivityRegularization: _identity,
     _L.Identity: _identity,
+    _L.CenterCrop: _center_crop,
     # Those of keras.applications.
     internals.LayerScale: _layer_scale,
     internals.CustomScaleLayer: _custom_scale,
+}
+# What augments frames in training alone. Not all versions of Keras have all.
+_LAYERS |= {
+    getattr(_L, name): _augmentation
+    for name in (
+        *("RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom"),
+        *("RandomShear", "RandomPerspective", "RandomElasticTransform"),
+        *("RandomBrightness", "RandomContrast", "RandomHue"),
+        *("RandomSaturation", "RandomColorDegeneration", "RandomColorJitter"),
+        *("RandomGrayscale", "RandomInvert", "RandomPosterization"),
+        *("RandomSharpness", "RandomGaussianBlur", "RandomErasing"),
+        *("RandAugment", "AugMix", "MixUp", "CutMix"),
+    )
+    if hasattr(_L, name)
 }
 # The operations that functional models hold as layers.
 _OPERATIONS = {
@@ -990,6 +1066,8 @@ _OPERATIONS = {
     "Absolute": _absolute,
     "Abs": _absolute,
     "Square": _square,
+    "Power": _power,
+    "Clip": _clipped,
     "Concatenate": _concatenate,
     "Mean": _reduction("mean"),
     "Sum": _reduction("sum"),
@@ -1129,14 +1207,16 @@ def _of_layer(call, symbolic, trace):
     """The values of a layer's outputs, in the place of symbolic ones."""
     layer = call.layer
     try:
+        _require("call" not in vars(layer), "its `call` was replaced")
+        handler = _LAYERS.get(type(layer))
         _require(
-            not symbolic.arguments.get("training"),
+            not symbolic.arguments.get("training")
+            # By default these are, in every model.
+            or handler in (_augmentation, _center_crop),
             "it is called with training=True",
         )
-        _require("call" not in vars(layer), "its `call` was replaced")
         if isinstance(layer, keras.Model):
             return _walk(layer, call.values, trace)
-        handler = _LAYERS.get(type(layer))
         if handler is None:
             handler = _OPERATIONS.get(internals.operation_name(layer))
         _require(
@@ -1181,7 +1261,10 @@ def _in_order(outputs):
 
 def _check_floats(call, symbolic, handler):
     """Refuses what Keras computes in integers, which wrap around."""
-    if handler in (_identity, _flatten, _reshape, _reshape_operation):
+    if handler in (
+        *(_identity, _augmentation, _flatten),
+        *(_reshape, _reshape_operation),
+    ):
         return
     kinds = {tensor.dtype for tensor in symbolic.outputs}
     # Of operations that is what they give. Layers say float32, and compute what
@@ -1189,6 +1272,7 @@ def _check_floats(call, symbolic, handler):
     if isinstance(call.layer, keras.Layer) and handler not in (
         _rescaling,
         _normalization,
+        _center_crop,
     ):
         kinds |= {
             value.node.layer.dtype

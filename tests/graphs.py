@@ -250,6 +250,8 @@ class Builder:
             keras.ops.gelu,
             functools.partial(keras.ops.elu, alpha=0.5),
             lambda x: keras.ops.square(keras.ops.tanh(x)),
+            lambda x: keras.ops.clip(x, -0.5, 1.5),
+            lambda x: keras.ops.maximum(x, 0.25),
             lambda x: keras.ops.pad(x, [[0, 0], [0, 1], [1, 0], [0, 0]]),
         ]
         return self.random.choice(operations)(x)
@@ -315,14 +317,16 @@ class Builder:
         return type(kind)()([x, y])
 
     def concatenate(self, x):
+        axis = self.random.choice([1, 3])
         others = [
             t
             for t in self.tensors
-            if t.shape[1:3] == x.shape[1:3] and len(t.shape) == 4
+            if len(t.shape) == 4
+            and all(t.shape[i] == x.shape[i] for i in (1, 2, 3) if i != axis)
         ]
-        if x.shape[-1] > 6:
+        if x.shape[axis] > (6 if axis == 3 else 12):
             return None
-        return L.Concatenate()([x, self.random.choice(others)])
+        return L.Concatenate(axis)([x, self.random.choice(others)])
 
     def vector(self, x):
         head = self.random.choice(

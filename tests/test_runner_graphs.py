@@ -113,6 +113,7 @@ LAYERS = {
         L.ZeroPadding2D(1)(x - 1.0)
     ),
     "cropping": lambda x: L.Cropping2D(((1, 2), (0, 3)))(x),
+    "cropping of the center": lambda x: L.CenterCrop(4, 7)(x),
     "upsampling": lambda x: L.UpSampling2D((2, 3))(x),
     "bilinear": lambda x: L.UpSampling2D(2, interpolation="bilinear")(x),
     "bilinear, odd": lambda x: L.UpSampling2D((3, 1), interpolation="bilinear")(
@@ -171,6 +172,15 @@ LAYERS = {
     "four axes": lambda x: L.Softmax()(L.Reshape((9, 2, 4, 4))(x)),
     "reshape": lambda x: L.Softmax()(L.Reshape((-1, 2))(x)),
     "concatenate": lambda x: L.Concatenate()([x, L.Conv2D(2, 1)(x), x]),
+    "boxes of two maps": lambda x: L.Concatenate(1)(
+        [
+            L.Reshape((-1, 2))(L.Conv2D(6, 3)(x)),
+            L.Reshape((-1, 2))(L.Conv2D(4, 3, 2)(x)),
+        ]
+    ),
+    "rows of two maps": lambda x: L.Conv2D(2, 3)(
+        L.Concatenate(1)([x, L.Conv2D(4, 1)(x)])
+    ),
     "flat vectors": lambda x: L.Dense(3)(
         L.Concatenate()([L.Flatten()(x), L.GlobalAveragePooling2D()(x)])
     ),
@@ -245,6 +255,13 @@ def test_a_layer(kind):
         functools.partial(keras.ops.celu, alpha=0.5),
         functools.partial(keras.ops.elu, alpha=0.5),
         keras.ops.exp,
+        functools.partial(keras.ops.clip, x_min=-0.5, x_max=0.75),
+        functools.partial(keras.ops.clip, x_min=0, x_max=np.inf),
+        lambda x: keras.ops.maximum(x, 0.25),
+        lambda x: keras.ops.maximum(0.0, x),
+        lambda x: keras.ops.minimum(x, -0.25),
+        lambda x: keras.ops.minimum(0, x),
+        lambda x: x**2,
         keras.ops.gelu,
         functools.partial(keras.ops.gelu, approximate=False),
         functools.partial(keras.ops.hard_shrink, threshold=0.75),
@@ -260,6 +277,7 @@ def test_a_layer(kind):
         keras.ops.silu,
         functools.partial(keras.ops.soft_shrink, threshold=0.75),
         keras.ops.softmax,
+        functools.partial(keras.ops.softmax, axis=3),
         keras.ops.softplus,
         keras.ops.softsign,
         keras.ops.sparse_plus,
@@ -327,6 +345,12 @@ def test_transposed_convolution_of_a_dilation(padding):
         ("its axis", lambda x: keras.ops.max(x)),
         ("its initial", lambda x: keras.ops.max(x, (1, 2), initial=0.0)),
         ("its axis", lambda x: keras.ops.concatenate([x, x])),
+        ("its axis", lambda x: L.Concatenate(2)([x, x])),
+        ("no square", lambda x: x**3),
+        ("no square", lambda x: 2.0**x),
+        ("its bounds", lambda x: keras.ops.clip(x, 1, 0)),
+        ("its bounds", lambda x: keras.ops.clip(x, np.zeros(4), 1)),
+        ("larger than its input", lambda x: L.CenterCrop(6, 4)(x)),
         ("its activation", lambda x: keras.ops.softmax(x, axis=1)),
         ("frames apart", lambda x: keras.ops.reshape(x, (-1, 4))),
         ("frames apart", lambda x: keras.ops.reshape(x, (1, 80))),
@@ -381,6 +405,37 @@ def test_layers_that_compute_nothing(layer):
     inputs = keras.Input((5, 4, 2))
     outputs = L.Conv2D(2, 2)(layer(L.Conv2D(3, 2)(inputs)))
     assert_right(keras.Model(inputs, outputs), (5, 4, 2))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_what_augments_in_training_alone_is_left_out(dtype):
+    """As in `predict`; a model that is called by itself augments, by default.
+
+    The crop is the same then, too.
+    """
+    inputs = keras.Input((9, 8, 2), dtype=dtype)
+    x = inputs
+    for layer in (
+        L.RandomFlip(),
+        L.RandomRotation(0.3),
+        L.RandomZoom(0.3),
+        L.RandomTranslation(0.3, 0.3),
+        L.RandomContrast(0.3),
+        L.RandomBrightness(0.3),
+        L.CenterCrop(6, 5),
+        L.Rescaling(1 / 255),
+    ):
+        x = layer(x)
+    model = keras.Model(inputs, L.Conv2D(3, 3)(x))
+    randomize(model)
+    video = short_video((9, 8, 2)).astype(dtype)
+    want = model.predict(video, verbose=0)
+    runner = Runner(model)
+    for frame, outputs in zip(video, want, strict=True):
+        np.testing.assert_allclose(
+            runner.step(frame[None])[0], outputs, 1e-5, 1e-5
+        )
+    np.testing.assert_allclose(runner(video), want, 1e-5, 1e-5)
 
 
 # -- Networks ----------------------------------------------------------------
@@ -647,7 +702,7 @@ def test_frames_of_any_size_from_several_threads():
         lambda x: keras.ops.sum(x, axis=(1, 2)),
         lambda x: x * 2.0 / 0.0,
         lambda x: 2.0 / L.ReLU()(x * 1.0),
-        lambda x: keras.ops.maximum(x * 1.0, 0.5),
+        lambda x: keras.ops.maximum(x, 1),
         lambda x: x * np.ones(3, np.float32),
     ],
 )

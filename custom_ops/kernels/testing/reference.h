@@ -114,6 +114,7 @@ inline double Activate(const std::string& name, const std::vector<float>& a,
   if (name == "sparse_sigmoid") return v <= -1 ? 0 : v >= 1 ? 1 : (v + 1) / 2;
   if (name == "tanh") return std::tanh(v);
   if (name == "hard_tanh") return v < -1 ? -1 : v > 1 ? 1 : v;
+  if (name == "clip") return std::min(std::max<double>(v, a[0]), double{a[1]});
   if (name == "tanh_shrink") return v - std::tanh(v);
   if (name == "silu") return v * sigmoid(v);
   if (name == "hard_silu") return v * hard_sigmoid;

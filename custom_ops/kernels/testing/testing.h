@@ -149,6 +149,10 @@ inline std::vector<float> RandomArguments(const Activation::Form& form,
     arguments = {random->Pick({0.f, 0.25f}), random->Pick({1.5f, INFINITY}),
                  random->Pick({0.f, 0.5f})};
   }
+  if (form.name == std::string("clip")) {
+    arguments = {random->Pick({-INFINITY, -0.5f, 0.f}),
+                 random->Pick({0.f, 1.5f, INFINITY})};
+  }
   return arguments;
 }
 
