@@ -192,6 +192,14 @@ def test_changed_and_unusual_ones():
         np.testing.assert_array_equal(np.ravel(layer(values)), want)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e7, 1e30])
+def test_log_softmax_of_large_values(size):
+    """The logarithm of the sum is not lost beside them."""
+    layer = IncrementalDense(4, "log_softmax", kernel_initializer="ones")
+    outputs = layer(np.full((1, 1), size, np.float32))
+    np.testing.assert_allclose(outputs, np.full((1, 4), -np.log(4)), 1e-6)
+
+
 def test_softmax_of_other_ranks():
     layer = IncrementalDense(
         4, activation=functools.partial(keras.activations.softmax, axis=-2)
