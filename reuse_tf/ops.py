@@ -366,7 +366,11 @@ def _no_gradient(op_name, what):
 
 
 for _name in "VideoStructure", "TakeFrames":
-    _no_gradient(_name, "gradient with respect to frames")
+    _no_gradient(
+        _name,
+        "gradient with respect to frames (which a tape around a `tf.function` "
+        "asks for of all its floating arguments: put it inside)",
+    )
 for _name in "PatchProductGrad", "PatchPoolGrad", "ContentProductGrad":
     _no_gradient(_name, "second derivative")
 

@@ -140,9 +140,6 @@ class Structure(NamedTuple):
             tf.errors.InvalidArgumentError: If there is no such frame, or
                 `frames` have another shape.
         """
-        nodes: Any = self.nodes
-        if tf.is_tensor(nodes):  # which a `tf.function` made of it
-            nodes = nodes.numpy().decode()
         parts = ops.take_frames(
             frames,
             self.pixels,
@@ -150,7 +147,7 @@ class Structure(NamedTuple):
             self.patches,
             *[list(of_map) for of_map in zip(*self.shown, strict=True)],
             self.states,
-            nodes=nodes.split("\n"),
+            nodes=_text(self.nodes).split("\n"),
         )
         return self._replace(**_parts(*parts))
 
@@ -197,7 +194,7 @@ class Runner:
             the default, they are exact. The `threshold` of an incremental
             layer is kept likewise, as one of the map that it is given; where
             others look at that too, of a copy, `"NAME/input"`. That of a dict
-            goes before it. Of `step` alone: everything else is exact.
+            goes before it. Of `step` and `predict`: everything else is exact.
             `find_thresholds` finds them.
         max_rows: The most rows that each layer's table holds under content
             reuse. When one is full, all are cleared. By default, all tables
@@ -257,10 +254,18 @@ class Runner:
         self._threshold = _by_name(threshold)
         self._max_rows = int(max_rows or 0)
         self._shape = shape
+        # What Keras converts frames to, and of which dtypes that changes some.
+        self._kind = tf.as_dtype(model.inputs[0].dtype)
+        self._converted = {
+            dtype.as_numpy_dtype
+            for dtype in (tf.uint8, tf.float32)
+            if not _holds(self._kind, dtype)
+        }
         self._fitted: _Fitted | None = None
         # What `stats` are of: a state, or what is left of that of `predict`.
         self._last = None
         self._recorded = None  # the state that records
+        self._missed = False  # whether another one stepped meanwhile
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
         if None not in shape:
@@ -281,7 +286,8 @@ class Runner:
 
         Args:
             frames: uint8 or float32 `[N, H, W, C]`, NumPy or tensor: one frame
-                of each of N streams.
+                of each of N streams. If the model's input is of another dtype
+                they are converted to that, as Keras does.
             copy: Whether outputs are the caller's own. If not, those of NumPy
                 arrays are read-only, and the next step with `copy=False`
                 writes into them: of maps only what changed. With an array of
@@ -309,10 +315,13 @@ class Runner:
                 self._last, self._kept = kept.state, kept
                 return kept.outputs
         if isinstance(frames, tf.Tensor):
+            frames = self._as_input(frames)
             return self._run(self._fit(frames.shape[1:]), frames)
         given, frames = frames, np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
+        if self._converted and frames.dtype.type in self._converted:
+            frames = self._as_input(tf.constant(frames)).numpy()
         fitted = self._fitted
         if fitted is None or frames.shape[1:] != fitted.graph.frame_shape:
             fitted = self._fit(frames.shape[1:])
@@ -525,6 +534,11 @@ class Runner:
             # The outputs of a frame depend on that frame alone: several videos
             # are one.
             videos = [_tensor(video) for video in frames]
+            if len({video.dtype for video in videos}) > 1:
+                raise ValueError(
+                    "Expected `frames` to be videos of one dtype. Received: "
+                    f"{', '.join(video.dtype.name for video in videos)}"
+                )
             outputs = self(tf.concat(videos, 0))
             sizes = tf.stack([tf.shape(video)[0] for video in videos])
             split = [
@@ -546,6 +560,13 @@ class Runner:
                 fitted.graph.frame_shape[:2],
                 "The structure is that of frames of another size.",
             )
+        nodes = _text(frames.nodes)
+        # In a graph it may be known later.
+        if isinstance(nodes, str) and nodes not in fitted.texts:
+            raise ValueError(
+                "Expected `frames` to be a structure of this model, or of one "
+                "of the same layers and settings. Received: that of another"
+            )
         return fitted.graph.evaluate(frames)
 
     def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
@@ -557,7 +578,7 @@ class Runner:
         Returns:
             A `Structure`, to be given to the runner in place of the frames.
         """
-        frames = _tensor(frames)
+        frames = self._as_input(_tensor(frames))
         graph = self._fit(frames.shape[1:]).graph
         parts = ops.video_structure(
             frames, nodes=graph.lines(frames.dtype), **graph.counts
@@ -582,10 +603,15 @@ class Runner:
                 "Expected a step before `record`: the model's input has any "
                 "height and width"
             )
-        state = self._state(self._fitted, dtype)
+        _check_dtype(dtype)
+        # An array that has been stepped is looked at anew.
+        self._kept = None
+        state = self._state(
+            self._fitted, self._as_input(tf.zeros(0, dtype)).dtype
+        )
         if self._recorded not in (None, state):
             self.recorded()
-        self._recorded = state
+        self._recorded, self._missed = state, False
         ops.runner_record(state.handle)
 
     def recorded(self) -> Structure | None:
@@ -598,8 +624,8 @@ class Runner:
             one was full, weights changed, or content reuse did not pay; if
             the model merges vectors into maps; if there are thresholds; if
             tiles changed more than 16 million times, or showed more than 4
-            million contents; if nothing was stepped; or if there is no
-            recording.
+            million contents; if nothing was stepped, or frames of another
+            dtype were; or if there is no recording.
         """
         state, self._recorded = self._recorded, None
         if state is None:
@@ -607,7 +633,7 @@ class Runner:
         graph = state.fitted.graph
         parts = ops.runner_recording(state.handle, **graph.counts)
         structure = _structure(parts, graph, state.dtype)
-        return structure if len(structure.order) else None
+        return structure if len(structure.order) and not self._missed else None
 
     def reset_state(self, streams: ArrayLike | None = None) -> None:
         """Forgets streams. Never needed for a right result.
@@ -711,7 +737,29 @@ class Runner:
             state = fitted.states.setdefault(kind, state)
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state
         self._last = state
+        if self._recorded is not None and state is not self._recorded:
+            self._missed = True
         return state
+
+    def _as_input(self, frames):
+        """Frames, a tensor, as Keras gives them to the model.
+
+        Values of other dtypes than uint8 and float32 are those of float32.
+        """
+        _check_dtype(frames.dtype)
+        if frames.dtype.as_numpy_dtype not in self._converted:
+            return frames
+        frames = tf.cast(frames, self._kind)
+        if frames.dtype == tf.uint8:
+            return frames
+        return tf.cast(frames, tf.float32)
+
+
+def _holds(kind, dtype):
+    """Whether a dtype holds all values of uint8 or float32, as they are."""
+    if dtype == tf.uint8:
+        return kind not in (tf.int8, tf.bool)
+    return kind in (tf.float32, tf.float64)
 
 
 def _by_name(threshold):
@@ -721,6 +769,13 @@ def _by_name(threshold):
     # A default sets none: a layer may have its own.
     threshold = check_threshold(threshold)
     return {"frames": threshold} if threshold else {}
+
+
+def _text(nodes):
+    """The nodes of a structure, of which a `tf.function` makes a tensor."""
+    if tf.is_tensor(nodes) and tf.executing_eagerly():
+        return nodes.numpy().decode()
+    return nodes
 
 
 def _structure(parts, graph, dtype):
@@ -751,6 +806,10 @@ class _Fitted:
 
     def __init__(self, graph):
         self.graph = graph
+        # Of structures that are of this graph.
+        self.texts = {
+            "\n".join(graph.lines(dtype)) for dtype in (tf.uint8, tf.float32)
+        }
         self.states = {}  # by the dtype of the frames
         self._addresses = ctypes.c_void_p * len(graph.outputs)
 

@@ -868,7 +868,7 @@ UNSUPPORTED = {
     "float64": ended(L.Conv2D(2, 3, dtype="float64", name="bad")),
     "axis": ended(L.BatchNormalization(axis=1, name="bad")),
     "concatenation by line": lambda: joined(
-        L.Concatenate(axis=1, name="bad"), L.ReLU(), L.ELU()
+        L.Concatenate(axis=2, name="bad"), L.ReLU(), L.ELU()
     ),
     "in training": lambda: in_training(L.BatchNormalization(name="bad")),
     "dropout in training": lambda: in_training(L.Dropout(0.5, name="bad")),
@@ -959,6 +959,76 @@ class TestArguments:
             runner.step(np.zeros([1, 9, 8, 1], dtype))
         with pytest.raises(ValueError, match="uint8 or float32. Received"):
             runner(np.zeros([1, 9, 8, 1], dtype))
+
+    @pytest.mark.parametrize(
+        "dtype",
+        [
+            *("uint8", "int8", "uint16", "int32", "int64", "bool"),
+            *("float16", "bfloat16", "float64"),
+        ],
+    )
+    @pytest.mark.parametrize("given", [np.uint8, np.float32])
+    def test_frames_are_converted_as_keras_does(self, dtype, given):
+        inputs = keras.Input((3, 4, 1), dtype=dtype)
+        outputs = L.Flatten()(L.Rescaling(0.5)(inputs))
+        model = keras.Model(inputs, outputs)
+        rng = np.random.default_rng(0)
+        # No dtype has to be left: what comes of that may be anything.
+        frames = rng.integers(0, 128, (5, 3, 4, 1)).astype(given)
+        if given is np.uint8:
+            frames[0] += 128
+        else:
+            frames += rng.choice([0, 0.25, 0.75], frames.shape).astype(given)
+        want = model(frames).numpy()
+        runner = Runner(model)
+        runner.record(given)
+        for got in (
+            np.concatenate([runner.step(frame[None]) for frame in frames]),
+            runner(frames),
+            runner(runner.recorded()),
+            runner.predict(frames, verbose=0),
+            runner.step(tf.constant(frames)),
+            runner.step(frames, copy=False),
+            runner.step(frames, copy=False),
+        ):
+            np.testing.assert_array_equal(got, want)
+
+    def test_structures_of_other_models_are_refused(self):
+        def model(dilation):
+            return model_of(
+                L.Conv2D(2, 3, padding="same", dilation_rate=dilation),
+                shape=(9, 8, 1),
+            )
+
+        frames = random_bytes(np.random.default_rng(0), 3, 9, 8, 1)
+        structure = Runner(model(1)).structure(frames)
+        with pytest.raises(ValueError, match="structure of this model"):
+            Runner(model(2))(structure)
+        # Those of one like it are its own.
+        runner = Runner(model(1))
+        assert_same_bits(runner(structure), runner(frames))
+
+    def test_videos_of_two_dtypes_are_refused(self):
+        frames = random_bytes(np.random.default_rng(0), 2, 9, 8, 1)
+        with pytest.raises(ValueError, match="one dtype.*uint8, float32"):
+            Runner(small_model())([frames, frames.astype(np.float32)])
+
+    def test_a_recording_is_whole_or_none(self):
+        """Frames of another dtype are not in it."""
+        frames = random_bytes(np.random.default_rng(0), 2, 9, 8, 1)
+        runner = Runner(small_model())
+        runner.record(tf.float32)
+        runner.step(frames.astype(np.float32))
+        runner.step(frames)
+        assert runner.recorded() is None
+        runner.step(frames, copy=False)
+        runner.record(tf.float32)
+        runner.step(frames, copy=False)
+        runner.step(frames.astype(np.float32))
+        assert runner.recorded() is None
+        runner.record()
+        runner.step(frames, copy=False)
+        assert len(runner.recorded().order) == 2
 
     def test_no_streams(self):
         runner = Runner(small_model())
