@@ -1403,6 +1403,9 @@ def nan_of(_):
         {"anneal": True},
         {"eval_every": 0},
         {"eval_episodes": 0},
+        {"steps": True},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
     ids=str,
 )
@@ -1434,6 +1437,20 @@ def test_wrong_settings_are_refused(changes):
 def test_wrong_settings_of_ppo_are_refused(changes):
     with pytest.raises(ValueError, match=f"`{next(iter(changes))}`"):
         ppo_settings(**changes)
+
+
+def test_numbers_of_numpy_are_python_s():
+    """As they are saved as JSON."""
+    chosen = settings(
+        steps=np.int64(30),
+        learning_rate=np.float32(0.5),
+        filters=(np.int32(4), 8),
+        seed=np.uint8(3),
+    )
+    assert json.loads(json.dumps(dataclasses.asdict(chosen)))["steps"] == 30
+    assert chosen == settings(
+        steps=30, learning_rate=0.5, filters=(4, 8), seed=3
+    )
 
 
 def test_settings_are_those_that_are_usual_for_each_algorithm():
@@ -1468,6 +1485,52 @@ def test_other_environments_are_refused(make_env, message):
     with pytest.raises(ValueError, match=message):
         train(settings(), "run", make_env)
     assert not pathlib.Path("run").exists()
+
+
+class Other(Catch):
+    """The game, but for what it is given."""
+
+    def __init__(self, action_space=None, change=lambda frame: frame, reward=0):
+        super().__init__()
+        self.action_space = action_space or Catch.action_space
+        self._change, self._reward = change, reward
+
+    def reset(self, **arguments):
+        frame, more = super().reset(**arguments)
+        return self._change(frame), more
+
+    def step(self, action):
+        frame, reward, *more = super().step(action)
+        return self._change(frame), reward + self._reward, *more
+
+
+@pytest.mark.parametrize("make_settings", [settings, ppo_settings])
+@pytest.mark.parametrize(
+    ("make_env", "message"),
+    [
+        (lambda: Other(gym.spaces.Discrete(3, start=1)), "from 0 on"),
+        (lambda: Other(gym.spaces.MultiBinary(3)), "discrete actions"),
+        (lambda: Other(change=lambda frame: frame / 255), "float64"),
+        (lambda: Other(change=lambda frame: frame[1:]), r"\[20, 21, 1\]"),
+        (lambda: Other(change=lambda frame: frame.tolist()), "int64"),
+        (lambda: Other(reward=np.inf), "reward of inf"),
+        (lambda: None, "`make_env`.*NoneType"),
+        (Other(), "`make_env`.*Other"),
+    ],
+)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_other_frames_and_actions_are_refused(
+    make_settings, make_env, message, num_envs
+):
+    chosen = make_settings(num_envs=num_envs)
+    with pytest.raises((ValueError, FloatingPointError), match=message):
+        train(chosen, "run", make_env)
+
+
+def test_environments_have_to_be_several():
+    one = Catch()
+    with pytest.raises(ValueError, match="`make_env`.*same one again"):
+        train(settings(num_envs=2), "run", lambda: one)
 
 
 # The program.

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import math
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from reuse_tf.extras import extra
 
 with extra("atari"):
     import ale_py
+    import gymnasium as gym
 
 
 def make_one(settings, make_env=None):
@@ -31,7 +33,7 @@ def make_one(settings, make_env=None):
         downsample=settings.downsample,
         repeat_action_probability=settings.repeat_action_probability,
     )
-    return One(make_env())
+    return One(_made(make_env))
 
 
 def spaces(env):
@@ -39,7 +41,7 @@ def spaces(env):
 
     Raises:
         ValueError: If its frames are not uint8 `[height, width, channels]`, or
-            its actions not discrete.
+            its actions not discrete, from 0 on.
     """
     frames, actions = env.observation_space, env.action_space
     if frames.dtype != np.uint8 or len(frames.shape) != 3:
@@ -47,10 +49,10 @@ def spaces(env):
             "Expected an environment of uint8 frames [height, width, "
             f"channels]. Received: observation_space={frames}"
         )
-    if not hasattr(actions, "n"):
+    if not isinstance(actions, gym.spaces.Discrete) or actions.start != 0:
         raise ValueError(
-            "Expected an environment of discrete actions. Received: "
-            f"action_space={actions}"
+            "Expected an environment of discrete actions, numbered from 0 on. "
+            f"Received: action_space={actions}"
         )
     return frames.shape, int(actions.n)
 
@@ -74,7 +76,7 @@ def make_games(settings, make_env=None, share=None):
     """
     share = share or range(settings.num_envs)
     if make_env is not None:
-        return Gathered([make_env() for _ in share], share.start)
+        return Gathered([_made(make_env) for _ in share], share.start)
     return atari.ResumableGames(
         settings.game,
         len(share),
@@ -83,6 +85,21 @@ def make_games(settings, make_env=None, share=None):
         repeat_action_probability=settings.repeat_action_probability,
         first=share.start,
     )
+
+
+def _made(make_env):
+    if not callable(make_env):
+        raise ValueError(
+            "Expected `make_env` to be a function that makes an environment. "
+            f"Received: {type(make_env).__name__}"
+        )
+    env = make_env()
+    if not isinstance(env, gym.Env):
+        raise ValueError(
+            "Expected `make_env` to make a `gymnasium.Env`. Received: "
+            f"{type(env).__name__}"
+        )
+    return env
 
 
 def join_states(states):
@@ -127,6 +144,11 @@ class Gathered:
     """
 
     def __init__(self, envs, first=0):
+        if len(set(map(id, envs))) < len(envs):
+            raise ValueError(
+                "Expected `make_env` to make a new environment whenever it is "
+                "called. Received: the same one again"
+            )
         self._envs = envs
         self._first = first
         self.num_envs = len(envs)
@@ -238,17 +260,31 @@ class _Running:
         self.actions = []
         self.total_reward = 0.0
         frame, _ = env.reset()
-        # Environments may use the same array again.
-        self.frame = np.array(frame)
+        self.frame = self._checked(frame)
 
     def step(self, action):
         self.actions.append(int(action))
         frame, reward, terminated, truncated, _ = self._env.step(
             self.actions[-1]
         )
-        self.frame = np.array(frame)
+        self.frame = self._checked(frame)
+        if not math.isfinite(reward):
+            raise FloatingPointError(
+                f"the environment gave a reward of {reward}"
+            )
         self.total_reward += float(reward)
         return reward, terminated, truncated
+
+    def _checked(self, frame):
+        """A copy of a frame: environments may use the same array again."""
+        frame, space = np.array(frame), self._env.observation_space
+        if frame.dtype != np.uint8 or frame.shape != space.shape:
+            raise ValueError(
+                "Expected the environment's frames to be as its "
+                f"observation_space says, uint8 {list(space.shape)}. Received: "
+                f"{frame.dtype} {list(frame.shape)}"
+            )
+        return frame
 
 
 def state(env):

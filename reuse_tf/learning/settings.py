@@ -6,6 +6,8 @@ import numbers
 import os
 from typing import Any
 
+import numpy as np
+
 from reuse_tf.policies import NETWORKS, default_filters, run_directory
 
 OPTIMIZERS = ("adam", "rmsprop", "sgd")
@@ -121,7 +123,8 @@ class Settings:
         value_clip: See `ppo.value_loss`, or None. (PPO)
         entropy: Weight of the entropy bonus.
         clip_norm: Bound of the gradient's global norm, or None.
-        seed: Decides the initial weights, the environments and the actions.
+        seed: Decides the initial weights, the environments and the actions:
+            an integer in [0, 2^32).
         checkpoint_seconds: Least seconds between two checkpoints.
         eval_every: Steps between two evaluations, or None.
         eval_episodes: Games of each evaluation.
@@ -172,9 +175,13 @@ class Settings:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         self._check_each()
-        if self.filters is None:
-            filters = default_filters(self.network)
-            object.__setattr__(self, "filters", filters)
+        for field in dataclasses.fields(self):
+            # Of NumPy's numbers only Python's can be saved.
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
+        filters = self.filters or default_filters(self.network)
+        object.__setattr__(self, "filters", tuple(map(int, filters)))
         if self.anneal and self.steps is None:
             raise ValueError("Expected `steps` with `anneal`, to end at.")
         if self.algorithm != "reinforce":
@@ -224,8 +231,8 @@ class Settings:
             "entropy": not_negative,
             "clip_norm": positive,
             "seed": (
-                "an integer that is not negative",
-                lambda v: _is_count(v) or (is_finite(v) and v == 0),
+                "an integer in [0, 2^32)",
+                lambda v: _is_integer(v) and 0 <= v < 2**32,
             ),
             "checkpoint_seconds": (
                 "not negative",
@@ -297,8 +304,12 @@ def is_finite(value):
     return isinstance(value, numbers.Real) and -math.inf < value < math.inf
 
 
+def _is_integer(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _is_count(value):
-    return isinstance(value, numbers.Integral) and value > 0
+    return _is_integer(value) and value > 0
 
 
 def _are_filters(value):
