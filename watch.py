@@ -1,6 +1,7 @@
 """Plays a video through a network that computes only what changed."""
 
 import functools
+import os
 import signal
 
 from absl import flags
@@ -37,7 +38,6 @@ CALIBRATE_SECONDS = flags.DEFINE_float(
     "calibrate_seconds",
     5.0,
     "How much of the video, at its beginning, to find thresholds with.",
-    lower_bound=0.0,
 )
 EVERY = flags.DEFINE_integer(
     "every", 1, "Play every n-th frame only.", lower_bound=1
@@ -70,14 +70,29 @@ def _is_of_one(values):
     return values["record"] is None or len(values["video"] or ()) < 2
 
 
+@flags.multi_flags_validator(
+    ["video", "model", "record", "summary_json"],
+    "what is written must be another file than the video and the model",
+)
+def _keeps_what_is_read(values):
+    read = {*map(os.path.realpath, [*(values["video"] or ()), values["model"]])}
+    written = values["record"], values["summary_json"]
+    return all(os.path.realpath(path) not in read for path in written if path)
+
+
 @flags.validator(TOLERANCE, message="must be above 0")
 def _is_positive(value):
     return value is None or 0 < value < float("inf")
 
 
+@flags.validator(CALIBRATE_SECONDS, message="must be a number from 0 on")
+def _is_number(value):
+    return 0 <= value < float("inf")
+
+
 def main(_):
     """Plays and reports as the flags say."""
-    if VIDEO.value is None:
+    if not VIDEO.value or "" in VIDEO.value:
         program.fail("--video must be a file, the number of a camera, or a URL")
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():

@@ -1,5 +1,6 @@
 """Thresholds that are found rather than guessed, from frames of a camera."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -192,10 +193,19 @@ def find_thresholds(
     model = model.model if isinstance(model, Runner) else model
     accepts = _acceptance(tolerance)
     videos = _videos(frames)
-    if not 0 < held_out < 1:
+    if not isinstance(held_out, numbers.Real) or not 0 < held_out < 1:
         raise ValueError(
             "Expected `held_out` between 0 and 1. Received: "
             f"held_out={held_out!r}"
+        )
+    if (
+        isinstance(trials, bool)
+        or not isinstance(trials, numbers.Integral)
+        or trials < 0
+    ):
+        raise ValueError(
+            "Expected `trials` to be an integer that is not negative. "
+            f"Received: trials={trials!r}"
         )
     lengths = [max(1, int(len(v) * (1 - held_out))) for v in videos]
     # One frame alone does not vary, and none is what an error is relative to.
@@ -234,6 +244,8 @@ def _acceptance(tolerance):
 def _videos(frames):
     videos = list(frames) if isinstance(frames, (list, tuple)) else [frames]
     videos = [np.asarray(video) for video in videos]
+    if not videos:
+        raise ValueError("Expected `frames` of a video. Received: no videos")
     for video in videos:
         if (
             video.ndim != 4

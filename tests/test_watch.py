@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import children
@@ -211,6 +212,22 @@ class TestProgram:
             assert stream.average_rate == 10
             assert stream.width == 2 * 64 * 5
 
+    def test_one_frame_that_is_compared_tells_no_error(self, video):
+        small_model().save("model.keras")
+        result = run(
+            f"--video={video}",
+            "--model=model.keras",
+            "--compare_every=1000",
+            "--summary_json=summary.json",
+        )
+        assert result.returncode == 0, result.stderr
+        assert "error:   unknown" in result.stdout
+        times = re.search(r"([0-9.]+) times as fast", result.stdout)
+        # The time in which TensorFlow compiles is some thousands.
+        assert float(times[1]) < 500
+        summary = json.loads(pathlib.Path("summary.json").read_text())
+        assert summary["error"] is None
+
     def test_every_and_max_frames(self, video):
         small_model().save("model.keras")
         result = run(f"--video={video}", "--model=model.keras", "--every=4")
@@ -276,6 +293,10 @@ class TestProgram:
             (["--video={}", "--every=0"], "every"),
             (["--video={}", "--record=x.avi"], ".gif or .mp4"),
             (["--video={}", "--game=Pong"], "game"),
+            (["--video="], "--video"),
+            (["--video={}", "--calibrate_seconds=nan"], "calibrate_seconds"),
+            (["--video={}", "--record=./{}"], "another file than the video"),
+            (["--video={}", "--summary_json={}"], "another file"),
         ],
     )
     def test_bad_arguments_are_one_line(self, video, arguments, named):

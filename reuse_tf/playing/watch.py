@@ -42,7 +42,8 @@ class Summary:
         dense_milliseconds: Median time of plain Keras in a `tf.function`, on
             every n-th of these frames.
         work: Multiply-adds made, as a part of those of computing everything.
-        error: The `relative_error` on these frames against plain Keras.
+        error: The `relative_error` on these frames against plain Keras, which
+            is infinite where outputs do not vary, as those of one frame.
         damaged: Packets and frames that were left out.
         resized: Frames that had not the size of the first.
         reopened: How often the video was opened again.
@@ -82,7 +83,10 @@ class Summary:
             "a frame": f"{self.milliseconds:.2f} ms, plain Keras "
             f"{self.dense_milliseconds:.2f} ms: {times:.1f} times as fast",
             "work": f"{self.work:.1%} of the multiply-adds",
-            "error": f"{self.error:.3g} of what the outputs vary",
+            "error": f"{self.error:.3g} of what the outputs vary"
+            if np.isfinite(self.error)
+            else "unknown: in what was compared the outputs did not vary, or "
+            "were not finite",
         }
         if self.found is not None:
             lines["thresholds"] = str(self.found)
@@ -252,6 +256,8 @@ def watch(
             seconds.append(end - begin)
             if played % compare_every == 0:
                 constant = tf.constant(batch)
+                if not dense_seconds:
+                    dense(constant)  # which compiles it
                 begin = time.perf_counter()
                 want = dense(constant)
                 dense_seconds.append(time.perf_counter() - begin)
@@ -267,15 +273,15 @@ def watch(
                 bar.update(played, finalize=False)
                 next_update = end + _INTERVAL
     if not played:
-        raise ValueError(f"{name} has no frame that could be played")
+        rest = " after those that thresholds were found with" if found else ""
+        raise ValueError(f"{name} has no frame that could be played{rest}")
     bar.update(played, finalize=True)
-    # The first ones are slow: a graph is compiled, and all is computed.
     return Summary(
         video=name,
         frames=played,
+        # Of the first frame all is computed.
         milliseconds=1e3 * float(np.median(seconds[1:] or seconds)),
-        dense_milliseconds=1e3
-        * float(np.median(dense_seconds[1:] or dense_seconds)),
+        dense_milliseconds=1e3 * float(np.median(dense_seconds)),
         work=work.update()[1],
         error=error.value,
         damaged=getattr(video, "corrupt", 0),
