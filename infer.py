@@ -34,6 +34,17 @@ def _exists(path):
     return path is None or os.path.exists(path)
 
 
+@flags.multi_flags_validator(
+    ["checkpoint", "network", "filters"],
+    "--network and --filters describe a new policy: that of --checkpoint has "
+    "its own",
+)
+def _is_one_policy(values):
+    return values["checkpoint"] is None or not (
+        values["network"] or values["filters"]
+    )
+
+
 def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.

@@ -45,6 +45,7 @@ def convert(
         A new model of the same structure, names and weights, and with all
         else that its layers hold, such as vocabularies and statistics. It
         shares nothing with `model` but Python functions, and is not compiled.
+        Weights that `model` has not yet, as it was not built, are its own.
 
     Raises:
         ValueError: If `model` is not such a model, or has a layer that cannot

@@ -95,6 +95,11 @@ def assert_one_line(message, *named):
         assert name in message
 
 
+@pytest.mark.parametrize("flag", ["--filters=4", "--network=nature"])
+def test_flags_of_another_policy_are_refused(flag):
+    assert_one_line(infer_here("--checkpoint=.", flag), "--checkpoint")
+
+
 def test_a_bad_argument_is_all_that_is_said():
     result = infer("--seed=-1")
     assert result.returncode == 1

@@ -1403,6 +1403,7 @@ def nan_of(_):
         {"anneal": True},
         {"eval_every": 0},
         {"eval_episodes": 0},
+        {"downsample": 4, "preprocessing": "standard"},
         {"steps": True},
         {"seed": -1},
         {"seed": 2**32},

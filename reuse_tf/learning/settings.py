@@ -182,6 +182,11 @@ class Settings:
                 object.__setattr__(self, field.name, value.item())
         filters = self.filters or default_filters(self.network)
         object.__setattr__(self, "filters", tuple(map(int, filters)))
+        if self.preprocessing == "standard" and self.downsample != 2:
+            raise ValueError(
+                "`downsample` is for preprocessing='paper'. Received: "
+                f"downsample={self.downsample}, preprocessing='standard'"
+            )
         if self.anneal and self.steps is None:
             raise ValueError("Expected `steps` with `anneal`, to end at.")
         if self.algorithm != "reinforce":
