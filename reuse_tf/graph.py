@@ -829,12 +829,14 @@ def _arithmetic(kind):
         elif kind == "multiply":
             function = _affine(constant, 0)
         elif kind in ("maximum", "minimum"):
-            bounds = {"maximum": (constant, np.inf)}.get(
-                kind, (-np.inf, constant)
+            low, high = (
+                (constant, np.inf) if kind == "maximum" else (-np.inf, constant)
             )
             join = _JOINS[kind]
+            # At a tie the gradient is that of the first one.
             function = _clip(
-                *bounds,
+                low,
+                high,
                 lambda rows: join(
                     [rows, constant] if first else [constant, rows]
                 ),
