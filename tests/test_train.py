@@ -53,7 +53,10 @@ SMALL_PPO = [
     *("--num_envs=2", "--num_steps=25", "--epochs=1", "--minibatches=2"),
     *("--eval_every=900", "--eval_episodes=1"),
 ]
-SEVERAL = ["--num_envs=3", "--batch_episodes=2", "--preprocessing=standard"]
+SEVERAL = [
+    *("--num_envs=3", "--batch_episodes=2"),
+    *("--preprocessing=standard", "--downsample=2"),
+]
 CHECKPOINT = ["optimizer.npz", "policy.keras", "state.json"]
 REUSES = ["content", "temporal", "none"]
 
