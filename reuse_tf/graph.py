@@ -1481,6 +1481,14 @@ class Graph:
             add("output", value.node.number)
         return lines
 
+    @functools.cached_property
+    def texts(self):
+        """What a structure says of its network, by the dtype of its frames."""
+        return {
+            dtype: "\n".join(self.lines(dtype))
+            for dtype in (tf.uint8, tf.float32)
+        }
+
     def packed(self, outputs):
         """Outputs in the form that the model gives them."""
         if not self._nested:  # as usual

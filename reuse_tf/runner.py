@@ -562,7 +562,9 @@ class Runner:
             )
         nodes = _text(frames.nodes)
         # In a graph it may be known later.
-        if isinstance(nodes, str) and nodes not in fitted.texts:
+        if isinstance(nodes, str) and nodes not in (
+            fitted.graph.texts.values()
+        ):
             raise ValueError(
                 "Expected `frames` to be a structure of this model, or of one "
                 "of the same layers and settings. Received: that of another"
@@ -783,7 +785,7 @@ def _structure(parts, graph, dtype):
     return Structure(
         **_parts(*parts),
         size=tf.constant(graph.frame_shape[:2]),
-        nodes="\n".join(graph.lines(dtype)),
+        nodes=graph.texts[dtype],
     )
 
 
@@ -806,10 +808,6 @@ class _Fitted:
 
     def __init__(self, graph):
         self.graph = graph
-        # Of structures that are of this graph.
-        self.texts = {
-            "\n".join(graph.lines(dtype)) for dtype in (tf.uint8, tf.float32)
-        }
         self.states = {}  # by the dtype of the frames
         self._addresses = ctypes.c_void_p * len(graph.outputs)
 

@@ -182,6 +182,14 @@ class TestDrawing:
         np.testing.assert_allclose(shares, [1, 0, 100 / 2400], atol=0.005)
 
 
+def played(video, *flags):
+    """What is printed when a small model plays a video."""
+    small_model().save("model.keras")
+    result = run(f"--video={video}", "--model=model.keras", *flags)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 class TestProgram:
     @pytest.fixture
     def video(self):
@@ -213,16 +221,11 @@ class TestProgram:
             assert stream.width == 2 * 64 * 5
 
     def test_one_frame_that_is_compared_tells_no_error(self, video):
-        small_model().save("model.keras")
-        result = run(
-            f"--video={video}",
-            "--model=model.keras",
-            "--compare_every=1000",
-            "--summary_json=summary.json",
+        printed = played(
+            video, "--compare_every=1000", "--summary_json=summary.json"
         )
-        assert result.returncode == 0, result.stderr
-        assert "error:   unknown" in result.stdout
-        times = re.search(r"([0-9.]+) times as fast", result.stdout)
+        assert "error:   unknown" in printed
+        times = re.search(r"([0-9.]+) times as fast", printed)
         # The time in which TensorFlow compiles is some thousands.
         assert float(times[1]) < 500
         summary = json.loads(pathlib.Path("summary.json").read_text())
@@ -238,16 +241,9 @@ class TestProgram:
         assert "frames:  5 " in result.stdout
 
     def test_as_few_frames_as_can_be_find_thresholds(self, video):
-        small_model().save("model.keras")
-        result = run(
-            f"--video={video}",
-            "--model=model.keras",
-            "--tolerance=0.2",
-            "--calibrate_seconds=0",
-        )
-        assert result.returncode == 0, result.stderr
-        assert "frames:     46 " in result.stdout
-        assert "error inf" not in result.stdout
+        printed = played(video, "--tolerance=0.2", "--calibrate_seconds=0")
+        assert "frames:     46 " in printed
+        assert "error inf" not in printed
 
     @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
     def test_it_can_be_interrupted_while_thresholds_are_found(
