@@ -6,6 +6,7 @@ are pure. Losses are means over a minibatch, and work in a `tf.function` too.
 `PPO` plays with a policy and updates it by them.
 """
 
+import concurrent.futures
 import dataclasses
 import time
 
@@ -491,26 +492,37 @@ class PPO:
         advantages = team.concatenate(advantages, 1).astype(np.float32)
         advantages = advantages.reshape(-1)
         minibatch = learner.evaluator.minibatches(rollout.flat("frames"))
+        # In the order of time they cost less.
+        parts = [
+            np.sort(numbers)
+            for _ in range(settings.epochs)
+            for numbers in np.array_split(
+                self._rng.permutation(len(advantages)), settings.minibatches
+            )
+        ]
+        shares = [self._mine(numbers) for numbers in parts]
+
+        # The structure of the next one is cut while one is differentiated.
+        frames_of = _ahead(
+            lambda share: minibatch(share[1]) if len(share[1]) else None, shares
+        )
         rows = []
-        for _ in range(settings.epochs):
-            shuffled = self._rng.permutation(len(advantages))
-            for numbers in np.array_split(shuffled, settings.minibatches):
-                # In the order of time they cost less.
-                numbers.sort()
-                good = advantages[numbers]
-                if settings.algorithm != "a2c":
-                    good = normalize_advantages(good).numpy()
-                mine, own = self._mine(numbers)
-                gradients, scalars = self._differentiate(
-                    minibatch(own) if len(own) else None,
-                    [good[mine], *(column[own] for column in columns)],
-                    len(own) / len(numbers),
-                )
-                loss = float(scalars[0])
-                if not np.isfinite(loss):
-                    raise FloatingPointError(f"the loss is not finite: {loss}")
-                norm = learner.optimizer.apply(gradients)
-                rows.append([*scalars.numpy(), norm])
+        for numbers, (mine, own), frames in zip(
+            parts, shares, frames_of, strict=True
+        ):
+            good = advantages[numbers]
+            if settings.algorithm != "a2c":
+                good = normalize_advantages(good).numpy()
+            gradients, scalars = self._differentiate(
+                frames,
+                [good[mine], *(column[own] for column in columns)],
+                len(own) / len(numbers),
+            )
+            loss = float(scalars[0])
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"the loss is not finite: {loss}")
+            norm = learner.optimizer.apply(gradients)
+            rows.append([*scalars.numpy(), norm])
         means = np.mean(rows, 0, np.float64)
         return {
             **dict(zip(_SCALARS, means, strict=False)),
@@ -621,6 +633,17 @@ class PPO:
     def close(self):
         """Closes the environments."""
         self._games.close()
+
+
+def _ahead(function, items):
+    """Yields what a function gives for each item, one ahead, in a thread."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        following = None
+        for item in items:
+            current, following = following, pool.submit(function, item)
+            if current is not None:
+                yield current.result()
+        yield following.result()
 
 
 def _of_any_length(tree):

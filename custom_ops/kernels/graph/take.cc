@@ -20,13 +20,31 @@ class Kept {
   void Mark(int64_t i, int32_t frame) { numbers_[i] = frame; }
   // Of a number that is marked.
   int32_t frame(int64_t i) const { return numbers_[i]; }
-  void Number() {
+  // Returns how many there are.
+  int64_t Number() {
     int32_t next = 0;
     for (int32_t& number : numbers_) {
       if (number >= 0) number = next++;
     }
+    return next;
   }
   int32_t operator[](int64_t i) const { return numbers_[i]; }
+
+  // The same for a list, in which -1 stands for nothing. Mark returns whether
+  // all others are valid.
+  bool Mark(const int32_t* list, int64_t count, int32_t frame) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (list[i] == -1) continue;
+      if (!valid(list[i])) return false;
+      numbers_[list[i]] = frame;
+    }
+    return true;
+  }
+  void Renumber(const int32_t* list, int64_t count, int32_t* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = list[i] < 0 ? -1 : numbers_[list[i]];
+    }
+  }
 
  private:
   std::vector<int32_t> numbers_;  // -1 if not kept
@@ -158,17 +176,23 @@ class Taker {
       if (!node.has_patches()) continue;
       const int32_t* patch = video_.patches[--k].data;
       const int64_t taps = node.taps();
+      Kept* const source = OnlySource(node);
       for (int64_t i = 0; i < rows_[n].size(); ++i, patch += taps) {
         if (!rows_[n].has(i)) continue;
-        for (int64_t t = 0; t < taps; ++t) {
-          if (patch[t] != -1 &&
-              !Mark(Source(node, t), patch[t], rows_[n].frame(i))) {
-            return "patches";
+        const int32_t frame = rows_[n].frame(i);
+        bool valid = true;
+        if (source != nullptr) {
+          valid = source->Mark(patch, taps, frame);
+        } else {
+          for (int64_t t = 0; t < taps; ++t) {
+            valid &= patch[t] == -1 || Mark(Source(node, t), patch[t], frame);
           }
         }
+        if (!valid) return "patches";
       }
     }
-    for (Kept& rows : rows_) rows.Number();
+    std::vector<int64_t> counts;
+    for (Kept& rows : rows_) counts.push_back(rows.Number());
     for (int64_t i = 0; i < rows_[0].size(); ++i) {
       if (rows_[0].has(i)) taken_->pixels.push_back(static_cast<int32_t>(i));
     }
@@ -177,13 +201,19 @@ class Taker {
       if (!node.has_patches()) continue;
       const int32_t* patch = video_.patches[k++].data;
       const int64_t taps = node.taps();
-      taken_->patches.emplace_back();
+      const Kept* const source = OnlySource(node);
+      taken_->patches.emplace_back(counts[n] * taps);
+      int32_t* to = taken_->patches.back().data();
       for (int64_t i = 0; i < rows_[n].size(); ++i, patch += taps) {
         if (!rows_[n].has(i)) continue;
-        for (int64_t t = 0; t < taps; ++t) {
-          taken_->patches.back().push_back(
-              patch[t] < 0 ? -1 : NewRow(Source(node, t), patch[t]));
+        if (source != nullptr) {
+          source->Renumber(patch, taps, to);
+        } else {
+          for (int64_t t = 0; t < taps; ++t) {
+            to[t] = patch[t] < 0 ? -1 : NewRow(Source(node, t), patch[t]);
+          }
         }
+        to += taps;
       }
     }
     const std::vector<int32_t> shown = graph_.Shown();
@@ -197,6 +227,16 @@ class Taker {
 
   static int32_t Source(const Node& node, int64_t tap) {
     return node.inputs[node.kind == Node::kJoin ? tap : 0];
+  }
+  // The rows that all taps of a node are of, as they mostly are; null if taps
+  // differ, or their rows are not numbered anew.
+  Kept* OnlySource(const Node& node) {
+    const Node& source = graph_.input(node);
+    if (node.kind == Node::kJoin || source.kind == Node::kWeights ||
+        source.per_frame) {
+      return nullptr;
+    }
+    return &rows_[node.inputs[0]];
   }
   // Whether the node can have such a row; it is needed then, by a taken frame.
   bool Mark(int32_t node, int32_t row, int32_t frame) {
