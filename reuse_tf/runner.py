@@ -172,7 +172,7 @@ class Runner:
         model: A built Sequential or functional Keras model, possibly nested, of
             one input `[H, W, C]`, in which H and W may be None, and any
             outputs. float32 and `channels_last`; its layers as in inference.
-            `reuse_tf.graph.SUPPORTED` names them.
+            `reuse_tf.keras_nodes.SUPPORTED` names them.
         reuse: `"content"`: equal patches share one row of activations.
             `"temporal"`: a position keeps its row while its patch does not
             change. `"auto"`: content reuse, and temporal reuse for a while in
