@@ -1,4 +1,4 @@
-"""What `Runner.predict` is given, as batches of frames."""
+"""Arrays of frames: what `Runner.predict` is given, as batches."""
 
 import itertools
 import operator
@@ -114,3 +114,10 @@ def _checked(frames, shape, dtypes=_DTYPES):
         ", or to give batches of such, all of one dtype and size. Received: "
         f"{frames.dtype} {list(frames.shape)}"
     )
+
+
+def read_only(array):
+    """A view of an array that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

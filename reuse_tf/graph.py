@@ -12,7 +12,14 @@ import tensorflow as tf
 
 from reuse_tf import internals, keras_nodes, ops
 from reuse_tf.keras_nodes import SUPPORTED
-from reuse_tf.nodes import IDENTITY_WINDOW, Node, Unsupported, Value, settle
+from reuse_tf.nodes import (
+    IDENTITY_WINDOW,
+    Node,
+    Unsupported,
+    Value,
+    require,
+    settle,
+)
 
 # -- Models ------------------------------------------------------------------
 
@@ -89,11 +96,11 @@ def _walk(model, inputs, trace):
             stack += reversed(missing)
             continue
         given = [values[id(t)] for t in call.inputs]
-        arguments = keras.tree.map_structure(
-            lambda a: values.get(id(a), a), call.positional
+        arguments, keywords = keras.tree.map_structure(
+            lambda a: values.get(id(a), a), (call.positional, call.arguments)
         )
         outputs = _of_layer(
-            keras_nodes.LayerCall(call.layer, given, arguments, call.arguments),
+            keras_nodes.LayerCall(call.layer, given, arguments, keywords),
             call,
             trace,
         )
@@ -109,7 +116,7 @@ def _of_layer(call, symbolic, trace):
     try:
         keras_nodes.check_call(layer, symbolic)
         if isinstance(layer, keras.Model):
-            return _walk(layer, call.values, trace)
+            return _walk(layer, _inputs_of(layer, call, symbolic), trace)
         value = keras_nodes.value_of(call, symbolic)
     except Unsupported as error:
         raise ValueError(
@@ -119,6 +126,38 @@ def _of_layer(call, symbolic, trace):
     same = any(value.node is given.node for given in call.values)
     trace.append((layer, None if same else value))
     return [value]
+
+
+def _inputs_of(model, call, symbolic):
+    """What a model within another is given, in the order of its inputs."""
+    given = [*symbolic.positional, *symbolic.arguments.values()][:1]
+    form = model.input
+    if isinstance(given[0], dict) and not isinstance(form, dict):
+        names = [tensor.name for tensor in model.inputs]
+        require(set(names) <= given[0].keys(), f"its inputs are {names}")
+        given = [given[0][name] for name in names]
+    elif isinstance(given[0], dict) or isinstance(form, dict):
+        require(
+            isinstance(given[0], dict) and given[0].keys() == form.keys(),
+            f"its inputs are {list(form)}",
+        )
+    values = dict(zip(map(id, symbolic.inputs), call.values, strict=True))
+    given = keras.tree.flatten(given)
+    require(
+        len(given) == len(model.inputs) and all(id(t) in values for t in given),
+        "of its arguments",
+    )
+    for tensor, expected in zip(given, model.inputs, strict=True):
+        require(
+            tensor.dtype == expected.dtype,
+            f"it converts {tensor.dtype} to {expected.dtype}",
+        )
+        require(
+            len(tensor.shape) == len(expected.shape),
+            f"its input has the shape {expected.shape}, and is given "
+            f"{tensor.shape}",
+        )
+    return [values[id(tensor)] for tensor in given]
 
 
 def _in_order(outputs):

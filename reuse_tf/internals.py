@@ -4,6 +4,7 @@ Each function says what it relies on. tests/test_internals.py fails when a new
 version no longer does it.
 """
 
+import inspect
 from typing import NamedTuple
 
 import keras
@@ -19,12 +20,14 @@ __all__ = [
     "CustomScaleLayer",
     "Functional",
     "LayerScale",
+    "as_it_is",
     "call_of",
     "has_tangents",
     "lambda_output_shape",
     "name_in_files",
     "operation_name",
     "outputs_of",
+    "replaced_method",
     "own_call",
     "sublayers",
 ]
@@ -63,6 +66,29 @@ def call_of(tensor):
         node.arguments.args,
         node.arguments.kwargs,
     )
+
+
+def as_it_is(function):
+    """Has AutoGraph run a function, and what it calls, as it is.
+
+    In a `tf.function` AutoGraph makes TensorFlow of conditions, loops and
+    numbers. `tf.autograph.experimental.do_not_convert` keeps it from that by a
+    call around the function, which takes as long as a good part of a step.
+    Relies on the attribute that tells its functions apart.
+    """
+    function.autograph_info__ = None
+    return function
+
+
+def replaced_method(layer):
+    """A method that a layer has instead of that of its class, or None.
+
+    Relies on Keras giving each layer but `build` and `quantize` of its own.
+    """
+    for name in vars(layer).keys() - {"build", "quantize"}:
+        if inspect.isfunction(getattr(type(layer), name, None)):
+            return name
+    return None
 
 
 def operation_name(layer):

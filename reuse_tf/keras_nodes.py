@@ -28,8 +28,8 @@ class LayerCall(NamedTuple):
     Attributes:
         layer: The layer.
         values: What it is called with, `Value`s.
-        arguments: Its positional arguments, tensors in their places.
-        keywords: Its keyword arguments.
+        arguments: Its positional arguments, `Value`s in their places.
+        keywords: Its keyword arguments, likewise.
     """
 
     layer: Any
@@ -621,9 +621,12 @@ def _join(call, kind, values):
     if kind == "concatenate":
         seen = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
     else:
-        seen = np.broadcast_shapes(*shapes)
+        try:
+            seen = np.broadcast_shapes(*shapes)
+        except ValueError:
+            seen = None
         require(
-            len(seen) <= 3 or set(shapes) == {seen},
+            seen is not None and (len(seen) <= 3 or set(shapes) == {seen}),
             f"its inputs have the shapes {shapes}",
         )
     shape = map_shape(seen)
@@ -656,12 +659,9 @@ def _merging(kind):
 
 def _require_tensors(call):
     """Refuses an operation that is called with anything but tensors."""
-    # `Value` is a tuple too.
     for argument in call.arguments:
-        parts = [argument] if isinstance(argument, Value) else argument
         require(
-            isinstance(parts, list | tuple)
-            and all(isinstance(part, Value) for part in parts),
+            all(isinstance(part, Value) for part in _parts(argument)),
             "of its arguments",
         )
 
@@ -673,6 +673,11 @@ def _concatenate(call):
         return call.value
     rank = len(call.value.shape)
     if axis % (rank + 1) == rank:
+        shapes = [value.shape for value in values]
+        require(
+            len({shape[:-1] for shape in shapes}) == 1,
+            f"its inputs have the shapes {shapes}",
+        )
         return _join(call, "concatenate", values)
     # Along the first axis behind the batch, values follow each other.
     require(axis % (rank + 1) == 1, f"of its axis {axis}")
@@ -789,8 +794,8 @@ def _power(call):
     base, exponent = call.arguments
     require(
         isinstance(base, Value)
-        and np.ndim(exponent) == 0
         and not isinstance(exponent, Value)
+        and np.ndim(exponent) == 0
         and float(exponent) == 2,
         "it is no square",
     )
@@ -1015,7 +1020,9 @@ def check_call(layer, symbolic):
     Raises:
         Unsupported: If it is so.
     """
-    require("call" not in vars(layer), "its `call` was replaced")
+    if not isinstance(layer, keras.Model):  # of which `check_model` does
+        replaced = internals.replaced_method(layer)
+        require(replaced is None, f"its `{replaced}` was replaced")
     require(
         not symbolic.arguments.get("training")
         or _LAYERS.get(type(layer)) in _TRAINING,
@@ -1037,6 +1044,8 @@ def value_of(call, symbolic):
         Unsupported: If there are no nodes for it.
     """
     layer = call.layer
+    if isinstance(layer, keras.Layer):
+        _check_arguments(call)
     handler = _LAYERS.get(type(layer)) or _OPERATIONS.get(
         internals.operation_name(layer)
     )
@@ -1051,6 +1060,26 @@ def value_of(call, symbolic):
     )
     _check_floats(call, symbolic, handler)
     return handler(call)
+
+
+def _check_arguments(call):
+    """Refuses a layer that is called with more than tensors of the model."""
+    keywords = {k: v for k, v in call.keywords.items() if k != "training"}
+    mask = keywords.pop("mask", None)
+    given = [*call.arguments, *keywords.values()]
+    require(
+        len(given) == 1
+        and mask is None
+        and all(isinstance(part, Value) for part in _parts(given[0])),
+        "of its arguments",
+    )
+
+
+def _parts(argument):
+    """The parts of a list; `Value`s are tuples too, but are their own parts."""
+    if isinstance(argument, list | tuple) and not isinstance(argument, Value):
+        return argument
+    return [argument]
 
 
 def _check_floats(call, symbolic, handler):
@@ -1068,6 +1097,6 @@ def _check_floats(call, symbolic, handler):
         }
     require(
         kinds == {"float32"},
-        f"it computes {', '.join(kinds - {'float32'})}: a Rescaling layer "
-        "before it would convert",
+        f"it computes {', '.join(kinds - {'float32'})}: a Rescaling layer of "
+        "float32 before it would convert",
     )

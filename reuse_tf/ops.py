@@ -354,6 +354,12 @@ def _content_product_grad(op, gradient):
     return rows_gradient, None, None, weights_gradient
 
 
+@tf.RegisterGradient("ReuseTF>RunnerStep")
+def _runner_step_grad(op, *_):
+    # Steps are constants, in a graph too, where variables are inputs.
+    return [None] * len(op.inputs)
+
+
 def _no_gradient(op_name, what):
     """Has a tape that would need this gradient say so in one line."""
 

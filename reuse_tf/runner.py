@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, DTypeLike
 
-from reuse_tf import ops
-from reuse_tf.batches import frame_batches
+from reuse_tf import internals, ops
+from reuse_tf.batches import frame_batches, read_only
 from reuse_tf.graph import Graph, check_model, compile_model
 from reuse_tf.layers import check_threshold
 
@@ -121,6 +121,7 @@ class Structure(NamedTuple):
     size: tf.Tensor
     nodes: str
 
+    @internals.as_it_is
     def take(self, frames: ArrayLike | tf.Tensor) -> "Structure":
         """The structure of some of the frames, as of a minibatch.
 
@@ -264,8 +265,9 @@ class Runner:
         self._fitted: _Fitted | None = None
         # What `stats` are of: a state, or what is left of that of `predict`.
         self._last = None
-        self._recorded = None  # the state that records
-        self._missed = False  # whether another one stepped meanwhile
+        # The state that records, and how many frames the others had stepped.
+        self._recorded: _State | None = None
+        self._stepped: dict[_State, int] = {}
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
         if None not in shape:
@@ -276,6 +278,7 @@ class Runner:
         arguments = self.model, self.reuse, self._max_rows or None
         return Runner, (*arguments, self._threshold)
 
+    @internals.as_it_is
     def step(self, frames: ArrayLike | tf.Tensor, copy: bool = True) -> Any:
         """Computes the outputs for the next frame of each stream.
 
@@ -287,7 +290,8 @@ class Runner:
         Args:
             frames: uint8 or float32 `[N, H, W, C]`, NumPy or tensor: one frame
                 of each of N streams. If the model's input is of another dtype
-                they are converted to that, as Keras does.
+                they are converted to that, as Keras does. In a `tf.function`
+                NumPy arrays are constants of the graph.
             copy: Whether outputs are the caller's own. If not, those of NumPy
                 arrays are read-only, and the next step with `copy=False`
                 writes into them: of maps only what changed. With an array of
@@ -297,12 +301,15 @@ class Runner:
         Returns:
             The model's outputs, float32 `[N, ...]`, in the form in which it
             gives them: NumPy arrays for a NumPy array, and tensors for a
-            tensor.
+            tensor, and in a `tf.function`. They have no gradient.
 
         Raises:
             ValueError: If `frames` are of another dtype.
             tf.errors.InvalidArgumentError: If they are of another shape.
         """
+        if isinstance(frames, tf.Tensor) or not tf.executing_eagerly():
+            frames = self._as_input(_tensor(frames))
+            return self._run(self._fit(frames.shape[1:]), frames)
         kept = None
         if not copy:
             # Nobody else may write into it meanwhile.
@@ -314,9 +321,6 @@ class Runner:
             ):
                 self._last, self._kept = kept.state, kept
                 return kept.outputs
-        if isinstance(frames, tf.Tensor):
-            frames = self._as_input(frames)
-            return self._run(self._fit(frames.shape[1:]), frames)
         given, frames = frames, np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
@@ -446,9 +450,14 @@ class Runner:
     def _run(self, fitted, frames):
         """Steps by the op."""
         values = fitted.graph.outputs
+        variables = []
+        if not tf.executing_eagerly():
+            # For a graph to keep the order of steps and assignments.
+            variables = [v.value.handle for v in fitted.graph.variables]
         outputs = ops.runner_step(
             self._state(fitted, frames.dtype).handle,
             frames,
+            variables,
             num_outputs=len(values),
         )
         return fitted.graph.packed(
@@ -501,6 +510,7 @@ class Runner:
             )
         return graph
 
+    @internals.as_it_is
     def __call__(self, frames: ArrayLike | tf.Tensor | Structure) -> Any:
         """Computes the outputs for whole videos; differentiable.
 
@@ -531,6 +541,11 @@ class Runner:
         ):
             if not frames:
                 return []
+            if any(isinstance(video, Structure) for video in frames):
+                raise ValueError(
+                    "Expected `frames` to be a video, a list of videos or one "
+                    "structure. Received: a list with structures"
+                )
             # The outputs of a frame depend on that frame alone: several videos
             # are one.
             videos = [_tensor(video) for video in frames]
@@ -571,6 +586,7 @@ class Runner:
             )
         return fitted.graph.evaluate(frames)
 
+    @internals.as_it_is
     def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
         """Finds what is distinct in a video, for several passes over it.
 
@@ -613,7 +629,7 @@ class Runner:
         )
         if self._recorded not in (None, state):
             self.recorded()
-        self._recorded, self._missed = state, False
+        self._recorded, self._stepped = state, self._stepped_by_others(state)
         ops.runner_record(state.handle)
 
     def recorded(self) -> Structure | None:
@@ -635,7 +651,16 @@ class Runner:
         graph = state.fitted.graph
         parts = ops.runner_recording(state.handle, **graph.counts)
         structure = _structure(parts, graph, state.dtype)
-        return structure if len(structure.order) and not self._missed else None
+        missed = self._stepped_by_others(state) != self._stepped
+        return structure if len(structure.order) and not missed else None
+
+    def _stepped_by_others(self, state):
+        """How many frames the states for other frames have stepped, if any."""
+        counts = {
+            other: int(ops.runner_stats(other.handle)[0][0])
+            for other in {*state.fitted.states.values()} - {state}
+        }
+        return {other: count for other, count in counts.items() if count}
 
     def reset_state(self, streams: ArrayLike | None = None) -> None:
         """Forgets streams. Never needed for a right result.
@@ -670,7 +695,8 @@ class Runner:
         """What was done since the runner was made or reset: `RunnerStats`.
 
         Of frames of the dtype that was stepped last. During `predict`, and
-        after it until the next step, what that did.
+        after it until the next step, what that did. A `tf.function` that steps
+        counts as its tracing does: what is traced last is looked at.
         """
         last = self._last
         if isinstance(last, RunnerStats):
@@ -739,8 +765,6 @@ class Runner:
             state = fitted.states.setdefault(kind, state)
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state
         self._last = state
-        if self._recorded is not None and state is not self._recorded:
-            self._missed = True
         return state
 
     def _as_input(self, frames):
@@ -883,7 +907,7 @@ class _Kept:
         self.state = state
         self.arrays = arrays
         self.arguments = (*arguments, True)
-        self.outputs = state.fitted.graph.packed(map(_read_only, arrays))
+        self.outputs = state.fitted.graph.packed(map(read_only, arrays))
         # Frames that had to be copied are looked at anew.
         self._frames: Any = frames if frames is given else None
         self._shape, self._dtype = frames.shape, frames.dtype
@@ -901,12 +925,6 @@ class _Kept:
     def has(self, state, count):
         """Whether the outputs are those of so many streams of a state."""
         return state is self.state and count == len(self.arrays[0])
-
-
-def _read_only(array):
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def _check_dtype(dtype):

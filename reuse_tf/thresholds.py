@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
+from reuse_tf.batches import read_only
 from reuse_tf.runner import Runner
 
 # Factors that are tried: from the smallest, doubled until outputs will not do,
@@ -224,8 +225,9 @@ def find_thresholds(
 def _acceptance(tolerance):
     """A function of reference and outputs that tells whether these will do."""
     if callable(tolerance):
+        # The reference serves again.
         return lambda reference, outputs, margin=1, before=None: bool(
-            tolerance(reference, outputs)
+            tolerance([*map(read_only, reference)], outputs)
         )
     if (
         isinstance(tolerance, bool)

@@ -262,6 +262,12 @@ class TestVideos:
         assert_same_gradients(gradient, wanted)
         assert runner([]) == []
 
+    def test_structures_come_one_by_one(self):
+        runner = Runner(of_floats())
+        structure = runner.structure(np.zeros((2, 12, 10, 1), np.uint8))
+        with pytest.raises(ValueError, match="a list with structures"):
+            runner([structure, structure])
+
     def test_several_videos_of_unknown_lengths(self):
         rng = np.random.default_rng(0)
         runner = Runner(policy())
@@ -520,6 +526,20 @@ class TestRecordings:
         runner.record("uint8")
         runner.step(frames)
         assert len(runner.recorded().order) == 1
+
+    def test_of_frames_that_a_function_steps(self):
+        frames = np.zeros((1, 12, 10, 1), np.uint8)
+        floats = tf.zeros((1, 12, 10, 1))
+        runner = Runner(of_floats())
+        act = tf.function(runner.step)
+        act(floats)
+        runner.record()
+        runner.step(frames)
+        assert len(runner.recorded().order) == 1
+        runner.record()
+        runner.step(frames)
+        act(floats)
+        assert runner.recorded() is None
 
     @pytest.mark.skipif(
         not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone tells"

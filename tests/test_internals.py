@@ -1,6 +1,8 @@
 """What is not public in Keras and TensorFlow still does what we rely on."""
 
 import keras
+import numpy as np
+import pytest
 import tensorflow as tf
 from keras.src.utils import naming
 
@@ -69,6 +71,30 @@ def test_lambda_output_shape():
     for shape in shapes:
         layer = keras.layers.Lambda(lambda x: x, output_shape=shape)
         assert internals.lambda_output_shape(layer) == shape
+
+
+def test_functions_that_autograph_leaves():
+    def choose(x):
+        return 1 if x > 0 else 2
+
+    assert tf.function(lambda x: choose(x))(tf.constant(3)) == 1
+    left = internals.as_it_is(choose)
+    with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+        tf.function(lambda x: left(x))(tf.constant(3))
+
+
+def test_replaced_methods():
+    layers = [
+        keras.layers.Conv2D(1, 1),
+        keras.layers.Dense(1),
+        keras.layers.BatchNormalization(),
+        keras.layers.Activation("relu"),
+    ]
+    for layer in layers:
+        layer(np.zeros((1, 4, 4, 2), np.float32))
+        assert internals.replaced_method(layer) is None
+        layer.call = lambda x: x
+        assert internals.replaced_method(layer) == "call"
 
 
 def test_own_call():

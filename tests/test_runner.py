@@ -1100,6 +1100,72 @@ class TestArguments:
             assert_same_bits(outputs, Runner(runner.model).step(frames))
         assert runner.stats.frames == 6
 
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda step: tf.function(step),
+            lambda step: tf.function(lambda frames: step(frames)),
+            lambda step: (
+                lambda frames: next(
+                    iter(tf.data.Dataset.from_tensors(frames).map(step))
+                )
+            ),
+        ],
+    )
+    def test_a_function_before_all_others(self, wrap):
+        # AutoGraph would make tensors of numbers, and of an address another.
+        frames = np.ones((2, 9, 8, 1), np.float32)
+        runner = Runner(small_model())
+        want = Runner(runner.model).step(frames)
+        assert_same_bits(wrap(runner.step)(tf.constant(frames)), want)
+        assert_same_bits(runner.step(frames), want)
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_an_array_in_a_function(self, kept):
+        frames = np.ones((2, 9, 8, 1), np.uint8)
+        runner = Runner(small_model())
+        if kept:
+            runner.step(frames, copy=False)
+
+        @tf.function
+        def step():
+            return runner.step(frames, copy=not kept)
+
+        for _ in range(2):
+            assert_same_bits(step(), Runner(runner.model).step(frames))
+            for variable in runner.model.trainable_variables:
+                variable.assign(2 * variable)
+
+    @pytest.mark.parametrize("shape", [(9, 8, 1), (64, 64, 1)])
+    def test_steps_and_assignments_keep_their_order(self, shape):
+        model = keras.Sequential(
+            [
+                keras.Input(shape),
+                keras.layers.Conv2D(4, 3, strides=2),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2),
+            ]
+        )
+        runner = Runner(model)
+        frames = tf.ones((1, *shape))
+
+        @tf.function
+        def play():
+            before = runner.step(frames)
+            for variable in model.trainable_variables:
+                variable.assign(1.5 * variable)
+            after = runner.step(frames)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(runner.step(frames))
+            assert tape.gradient(loss, model.trainable_variables[0]) is None
+            return before, after
+
+        for _ in range(20):
+            want_before = Runner(model).step(frames)
+            before, after = play()
+            assert_same_bits(before, want_before)
+            assert_same_bits(after, Runner(model).step(frames))
+
 
 # -- Threads -----------------------------------------------------------------
 

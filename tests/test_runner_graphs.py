@@ -326,6 +326,60 @@ def test_transposed_convolution_of_a_dilation(padding):
         np.testing.assert_allclose(mine, want, 1e-4, 1e-3)
 
 
+def two_maps(named=False):
+    now, before = (
+        keras.Input((5, 4, 4), name=name) for name in ("now", "before")
+    )
+    inputs = {"now": now, "before": before} if named else [now, before]
+    return keras.Model(inputs, now - before)
+
+
+def within(dtype, shape):
+    inputs = keras.Input(shape, dtype=dtype)
+    return keras.Model(inputs, L.Rescaling(2.0)(inputs))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: two_maps()({"now": x, "before": 3 * x}),
+        lambda x: two_maps()({"before": 3 * x, "now": x, "more": x}),
+        lambda x: two_maps(named=True)({"now": x, "before": 3 * x}),
+        lambda x: two_maps(named=True)({"before": 3 * x, "now": x}),
+        lambda x: two_maps()([x, 3 * x]),
+        lambda x: two_maps()(inputs=[x, 3 * x]),
+        lambda x: two_maps()([x, x]),
+    ],
+)
+def test_models_within_by_the_names_of_their_inputs(make):
+    inputs = keras.Input((5, 4, 4))
+    model = keras.Model(inputs, make(inputs))
+    frames = np.random.default_rng(0).normal(size=(2, 5, 4, 4))
+    frames = frames.astype(np.float32)
+    np.testing.assert_allclose(
+        Runner(model).step(frames), model(frames), 1e-5, 1e-6
+    )
+
+
+def test_a_replaced_method_is_refused():
+    layer = L.Conv2D(1, 1)
+    model = keras.Sequential([keras.Input((5, 4, 4)), layer])
+    layer.convolution_op = lambda x, kernel: 3 * x
+    with pytest.raises(ValueError, match="its `convolution_op` was replaced"):
+        Runner(model)
+
+
+def test_maps_that_do_not_fit_each_other_are_named():
+    inputs = keras.Input((None, None, 1))
+    small = L.MaxPooling2D()(inputs)
+    for joined in L.Concatenate(), L.Add():
+        model = keras.Model(inputs, joined([inputs, L.UpSampling2D()(small)]))
+        runner = Runner(model)
+        assert runner.step(np.ones((1, 6, 4, 1), np.uint8)).shape[1] == 6
+        with pytest.raises(ValueError, match=r"its inputs have the shapes"):
+            runner.step(np.ones((1, 5, 5, 1), np.uint8))
+
+
 @pytest.mark.parametrize(
     "why, make",
     [
@@ -364,6 +418,18 @@ def test_transposed_convolution_of_a_dilation(padding):
             ),
         ),
         ("supported class", lambda x: keras.ops.log(x)),
+        ("no square", lambda x: x**x),
+        ("its arguments", lambda x: L.Add()([x, tf.ones((1, 5, 4, 4))])),
+        ("its arguments", lambda x: L.Multiply()([x, np.ones((1, 5, 4, 4))])),
+        ("its arguments", lambda x: L.Subtract()([x, tf.ones((1, 5, 4, 4))])),
+        ("its arguments", lambda x: L.Softmax()(x, mask=np.ones((5, 4, 4)))),
+        ("its arguments", lambda x: two_maps()([x, tf.ones((1, 5, 4, 4))])),
+        ("uint8", lambda x: within("uint8", (5, 4, 4))(x)),
+        ("float16", lambda x: within("float16", (5, 4, 4))(x)),
+        (
+            "has the shape",
+            lambda x: within("float32", (80,))(L.Reshape((80, 1))(x)),
+        ),
     ],
 )
 def test_what_is_refused_is_named_with_the_reason(why, make):

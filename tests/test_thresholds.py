@@ -444,6 +444,7 @@ class TestFinding:
 
         def is_near(reference, outputs):
             (want,), (got,) = reference, outputs
+            assert not want.flags.writeable  # It serves again.
             return bool(np.abs(got - want).max() <= 0.05)
 
         found = find(model, frames, is_near)

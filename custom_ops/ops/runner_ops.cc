@@ -34,8 +34,10 @@ address: For reuse_tf_runner_step.
 REGISTER_OP("ReuseTF>RunnerStep")
     .Attr("T: {float, uint8}")
     .Attr("num_outputs: int >= 1 = 1")
+    .Attr("num_variables: int >= 0")
     .Input("state: resource")
     .Input("frames: T")
+    .Input("variables: num_variables * resource")
     .Output("outputs: num_outputs * float")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
@@ -53,6 +55,8 @@ The network's outputs for one more frame of each stream.
 
 state: Of RunnerState.
 frames: [N, H, W, C], of the shape and type that the nodes say.
+variables: In a graph those of RunnerState, for it to keep the order of steps
+  and assignments. Not looked at.
 outputs: Of each output node [N, height, width, channels].
 )doc");
 
