@@ -45,6 +45,9 @@ def _is_one_policy(values):
     )
 
 
+program.keep_apart(["checkpoint"], ["record", "summary_json"])
+
+
 def main(_):
     """Plays and reports as the flags say."""
     # Here rather than above, as it takes seconds: bad flags fail at once.
@@ -52,10 +55,14 @@ def main(_):
         from reuse_tf import files, process
         from reuse_tf.learning.settings import saved_settings
         from reuse_tf.playing import play, record
+        from reuse_tf.policies import run_directory
     try:
         run = {}
         if CHECKPOINT.value is not None:
             run = _run_of(CHECKPOINT.value, saved_settings)
+            run_directory.check_outputs(
+                CHECKPOINT.value, RECORD.value, program.SUMMARY_JSON.value
+            )
         num_envs = atari_flags.NUM_ENVS.value or 1
         share = None
         if SHARD.value is not None:
@@ -112,13 +119,18 @@ def _run_of(checkpoint, saved_settings):
     """Returns the settings of the run that a policy is of, if there are any."""
     if os.path.isdir(checkpoint):
         return saved_settings(checkpoint)
-    folder = os.path.dirname(os.path.abspath(checkpoint))
+    folder = os.path.dirname(os.path.realpath(checkpoint))
     if os.path.basename(folder).startswith("checkpoint-"):
         folder = os.path.dirname(folder)
     try:
         return saved_settings(folder)
-    except ValueError:  # Who knows whose they are.
-        return {}
+    except ValueError as error:
+        if atari_flags.GAME.present:
+            return {}
+        raise ValueError(
+            f"{error} To play the policy all the same, give --game and all "
+            "else that its frames depend on."
+        ) from error
 
 
 def _value(flag, run):

@@ -112,14 +112,43 @@ def define_picture(name, help_):
         lambda path: path is None or ending(path) in (".gif", ".mp4"),
         "must end in .gif or .mp4",
     )
-    flags.register_multi_flags_validator(
-        [flag, SUMMARY_JSON],
-        lambda values: (
-            values[name] is None or values[name] != values[SUMMARY_JSON.name]
-        ),
-        f"--{name} is --{SUMMARY_JSON.name}",
-    )
+    keep_apart([], [name, SUMMARY_JSON.name])
     return flag
+
+
+def keep_apart(read, written):
+    """Refuses flags by which a file would be written over what was read.
+
+    Args:
+        read: Names of flags of files that are read, one or several each.
+        written: Names of flags of files that are written.
+    """
+
+    def are_apart(values):
+        before = {
+            os.path.realpath(os.fspath(path).removeprefix("file:"))
+            for name in read
+            for path in _list(values[name])
+        }
+        for name in written:
+            for path in map(os.path.realpath, _list(values[name])):
+                if path in before:
+                    return False
+                before.add(path)
+        return True
+
+    flags.register_multi_flags_validator(
+        [*read, *written],
+        are_apart,
+        "what is written must be another file than all that is read and "
+        "written beside it",
+    )
+
+
+def _list(value):
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def ending(path):

@@ -172,6 +172,8 @@ def main(_):
             now = time.strftime("%Y%m%d-%H%M%S")
             name = f"{values['game']}-{values['seed']}-{now}"
             path = run_directory.make_new(os.path.join("runs", name))
+        if team.is_chief:
+            run_directory.check_outputs(path, program.SUMMARY_JSON.value)
         _, summary = training.train(settings, path)
     except (FloatingPointError, ValueError) as error:
         program.fail(error)

@@ -1,7 +1,6 @@
 """Plays a video through a network that computes only what changed."""
 
 import functools
-import os
 import signal
 
 from absl import flags
@@ -70,14 +69,7 @@ def _is_of_one(values):
     return values["record"] is None or len(values["video"] or ()) < 2
 
 
-@flags.multi_flags_validator(
-    ["video", "model", "record", "summary_json"],
-    "what is written must be another file than the video and the model",
-)
-def _keeps_what_is_read(values):
-    read = {*map(os.path.realpath, [*(values["video"] or ()), values["model"]])}
-    written = values["record"], values["summary_json"]
-    return all(os.path.realpath(path) not in read for path in written if path)
+program.keep_apart(["video", "model"], ["record", "summary_json"])
 
 
 @flags.validator(TOLERANCE, message="must be above 0")
@@ -94,6 +86,10 @@ def main(_):
     """Plays and reports as the flags say."""
     if not VIDEO.value or "" in VIDEO.value:
         program.fail("--video must be a file, the number of a camera, or a URL")
+    if WEIGHTS.present and MODEL.value.endswith(".keras"):
+        program.fail("--weights are of models of keras.applications")
+    if CALIBRATE_SECONDS.present and TOLERANCE.value is None:
+        program.fail("--calibrate_seconds goes with --tolerance")
     # Here rather than above, as it takes seconds: bad flags fail at once.
     with program.loading():
         from reuse_tf import files, process
@@ -131,7 +127,7 @@ def main(_):
                 model(),
                 frames,
                 TOLERANCE.value,
-                max(4, round(CALIBRATE_SECONDS.value * rate)),
+                max(4, round(min(CALIBRATE_SECONDS.value * rate, 2**31))),
                 name=name,
             )
             # What was played is reported however often Ctrl-C is pressed.

@@ -291,7 +291,10 @@ class TestProgram:
             (["--video={}", "--game=Pong"], "game"),
             (["--video="], "--video"),
             (["--video={}", "--calibrate_seconds=nan"], "calibrate_seconds"),
-            (["--video={}", "--record=./{}"], "another file than the video"),
+            (["--video={}", "--record=./{}"], "another file than all"),
+            (["--video=file:{}", "--record={}"], "another file"),
+            (["--video={}", "--calibrate_seconds=3"], "with --tolerance"),
+            (["--video={}", "--model=x.keras", "--weights=random"], "weights"),
             (["--video={}", "--summary_json={}"], "another file"),
         ],
     )

@@ -7,6 +7,7 @@ returns are those of all episodes. Of videos it is a list.
 
 import json
 import math
+import os
 
 from absl import flags
 
@@ -76,6 +77,7 @@ def kind(summary):
     if (
         _has(summary, _GAME)
         and _has(summary.get("seconds"), _SECONDS)
+        and "update" not in summary["seconds"]  # as of train.py
         and (not summary["episodes"] or _has(summary, _RETURNS))
         and _has(
             summary["recomputed"],
@@ -143,6 +145,9 @@ def main():
     """Merges the files of the flags; writes what they make, or prints it."""
     if not SUMMARIES.value:
         raise flags.Error("--summaries must be files, separated by commas")
+    paths = [*SUMMARIES.value, *([OUT.value] if OUT.value else [])]
+    if len({*map(os.path.realpath, paths)}) < len(paths):
+        raise flags.Error("--summaries and --out must be different files")
     summaries = []
     for path in SUMMARIES.value:
         with open(path, encoding="utf-8") as file:

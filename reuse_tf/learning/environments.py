@@ -3,7 +3,9 @@
 import base64
 import functools
 import math
+import weakref
 
+import keras
 import numpy as np
 
 from reuse_tf import atari
@@ -33,7 +35,7 @@ def make_one(settings, make_env=None):
         downsample=settings.downsample,
         repeat_action_probability=settings.repeat_action_probability,
     )
-    return One(_made(make_env))
+    return One(make_env())
 
 
 def spaces(env):
@@ -76,7 +78,7 @@ def make_games(settings, make_env=None, share=None):
     """
     share = share or range(settings.num_envs)
     if make_env is not None:
-        return Gathered([_made(make_env) for _ in share], share.start)
+        return Gathered([make_env() for _ in share], share.start)
     return atari.ResumableGames(
         settings.game,
         len(share),
@@ -87,19 +89,40 @@ def make_games(settings, make_env=None, share=None):
     )
 
 
-def _made(make_env):
-    if not callable(make_env):
-        raise ValueError(
-            "Expected `make_env` to be a function that makes an environment. "
-            f"Received: {type(make_env).__name__}"
-        )
-    env = make_env()
-    if not isinstance(env, gym.Env):
-        raise ValueError(
-            "Expected `make_env` to make a `gymnasium.Env`. Received: "
-            f"{type(env).__name__}"
-        )
-    return env
+class Maker:
+    """A user's function that makes environments, of which none comes twice.
+
+    Args:
+        make_env: See `training.train`.
+
+    Raises:
+        ValueError: If it is no function. By a call, if what it makes is no
+            `gymnasium.Env`, or was made before.
+    """
+
+    def __init__(self, make_env):
+        if not callable(make_env):
+            raise ValueError(
+                "Expected `make_env` to be a function that makes an "
+                f"environment. Received: {type(make_env).__name__}"
+            )
+        self._make_env = make_env
+        self._made = weakref.WeakSet()
+
+    def __call__(self):
+        env = self._make_env()
+        if not isinstance(env, gym.Env):
+            raise ValueError(
+                "Expected `make_env` to make a `gymnasium.Env`. Received: "
+                f"{type(env).__name__}"
+            )
+        if env in self._made:
+            raise ValueError(
+                "Expected `make_env` to make a new environment whenever it is "
+                "called. Received: the same one again"
+            )
+        self._made.add(env)
+        return env
 
 
 def join_states(states):
@@ -144,15 +167,16 @@ class Gathered:
     """
 
     def __init__(self, envs, first=0):
-        if len(set(map(id, envs))) < len(envs):
-            raise ValueError(
-                "Expected `make_env` to make a new environment whenever it is "
-                "called. Received: the same one again"
-            )
         self._envs = envs
         self._first = first
         self.num_envs = len(envs)
-        self.frame_shape, self.num_actions = spaces(envs[0])
+        kinds = [spaces(env) for env in envs]
+        if len(set(kinds)) > 1:
+            raise ValueError(
+                "Expected `make_env` to make environments of the same frames "
+                f"and actions. Received: {kinds}"
+            )
+        self.frame_shape, self.num_actions = kinds[0]
 
     def reset(self, seed):
         seeds = np.random.SeedSequence(seed).generate_state(
@@ -259,15 +283,27 @@ class _Running:
         self.begin = state(env)
         self.actions = []
         self.total_reward = 0.0
-        frame, _ = env.reset()
+        frame, _ = _returned("reset", env.reset(), "(observation, info)")
         self.frame = self._checked(frame)
 
     def step(self, action):
         self.actions.append(int(action))
-        frame, reward, terminated, truncated, _ = self._env.step(
-            self.actions[-1]
+        frame, reward, terminated, truncated, _ = _returned(
+            "step",
+            self._env.step(self.actions[-1]),
+            "(observation, reward, terminated, truncated, info)",
         )
         self.frame = self._checked(frame)
+        for name, value, kind in (
+            ("reward", reward, "biuf"),
+            ("terminated", terminated, "biu"),
+            ("truncated", truncated, "biu"),
+        ):
+            if np.ndim(value) or np.asarray(value).dtype.kind not in kind:
+                raise ValueError(
+                    f"Expected the environment's `{name}` to be a number. "
+                    f"Received: {value!r}"
+                )
         if not math.isfinite(reward):
             raise FloatingPointError(
                 f"the environment gave a reward of {reward}"
@@ -287,6 +323,17 @@ class _Running:
         return frame
 
 
+def _returned(name, values, expected):
+    """What a method of an environment has returned, if it is as expected."""
+    if not isinstance(values, tuple) or len(values) != expected.count(",") + 1:
+        raise ValueError(
+            f"Expected the environment's `{name}` to return {expected}, as "
+            f"gymnasium has it. Received: {type(values).__name__}"
+            + (f" of {len(values)}" if isinstance(values, tuple) else "")
+        )
+    return values
+
+
 def state(env):
     """Returns what decides the next episodes, as values JSON can hold.
 
@@ -300,7 +347,20 @@ def state(env):
         raise ValueError(
             f"Expected an environment whose state can be saved. Received: {env}"
         )
-    values = {"np_random": env.np_random.bit_generator.state}
+    if not isinstance(env.np_random, np.random.Generator):
+        raise ValueError(
+            "Expected the environment's `np_random` to be a "
+            f"`numpy.random.Generator`. Received: {env.np_random!r}"
+        )
+    # Of some kinds it has arrays.
+    values = {
+        "np_random": keras.tree.map_structure(
+            lambda value: (
+                value.tolist() if isinstance(value, np.ndarray) else value
+            ),
+            env.np_random.bit_generator.state,
+        )
+    }
     if hasattr(env, "clone_state"):
         emulator = env.clone_state(include_rng=True).serialize()
         values["emulator"] = base64.b64encode(emulator).decode("ascii")

@@ -1,7 +1,12 @@
 """What learns: a model, the optimizer of its weights, and how it acts."""
 
+import itertools
+import pathlib
+import tempfile
+
 import keras
 
+from reuse_tf import internals
 from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.optimizer import make_optimizer
 from reuse_tf.policies import build_network, load_policy, run_directory
@@ -47,10 +52,37 @@ class Learner:
             filters=None if network else settings.filters,
             value=value,
         )
+        if not self.model.trainable_variables:
+            raise ValueError(
+                "Expected `network` to make a model that can learn. Received: "
+                "one without trainable weights"
+            )
+        if network is not None:
+            self._check_it_can_be_read()
         self.optimizer = make_optimizer(
             settings, self.model.trainable_variables, epsilon
         )
         self.evaluator = evaluator(self.model, settings.reuse)
+
+    def _check_it_can_be_read(self):
+        """Refuses, before anything is trained, what no run could go on with."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / POLICY
+            try:
+                self.model.save(path)
+                self._load(path)
+            except Exception as error:  # of many kinds
+                raise ValueError(
+                    "Expected `network` to make a model that Keras can save "
+                    "and load, with all its classes registered "
+                    "(`keras.saving.register_keras_serializable`). Received: "
+                    f"one of which it says: {error}"
+                ) from error
+
+    def _load(self, path):
+        return load_policy(
+            path, *self._kind, incremental=False, value=self._value
+        )
 
     def follow(self, team):
         """Takes over the weights of the chief, and the optimizer's state.
@@ -73,15 +105,41 @@ class Learner:
         """Reads what `write` has written.
 
         Raises:
-            ValueError: If it is damaged. The error names the file.
+            ValueError: If it is damaged. The error names the file. Or if it is
+                of another network.
         """
         with run_directory.reading(path / POLICY):
-            saved = load_policy(
-                path / POLICY,
-                *self._kind,
-                incremental=False,
-                value=self._value,
+            saved = self._load(path / POLICY)
+        if difference := _difference(saved, self.model):
+            raise run_directory.OtherRun(
+                f"The run's network is another one than that to train: "
+                f"{difference}"
             )
-            self.model.set_weights(saved.get_weights())
+        self.model.set_weights(saved.get_weights())
         with run_directory.reading(path / _OPTIMIZER):
             self.optimizer.load(path / _OPTIMIZER)
+
+
+def _difference(saved, model):
+    """Says where two models differ, in a line; or None, if in nothing seen."""
+    for ours, theirs in itertools.zip_longest(*map(_described, (model, saved))):
+        if ours != theirs:
+            return (
+                f"it has {theirs or 'nothing'} in place of {ours or 'nothing'}"
+            )
+    return None
+
+
+def _described(model):
+    """What its layers are, one by one, but for their names."""
+    for layer in internals.sublayers(model):
+        if isinstance(layer, keras.Model | keras.layers.InputLayer):
+            continue
+        plain = {
+            name: value
+            for name, value in layer.get_config().items()
+            if name not in ("name", "trainable", "seed")
+            and isinstance(value, str | int | float | list | tuple)
+        }
+        weights = [tuple(weight.shape) for weight in layer.weights]
+        yield f"{type(layer).__name__} {plain}, weights {weights}"

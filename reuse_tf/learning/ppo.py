@@ -575,11 +575,20 @@ class PPO:
             def gradient(frames, columns, weight):
                 with tf.GradientTape() as tape:
                     outputs = outputs_fn(frames)
+                    logits, values = (
+                        tf.cast(outputs[name], tf.float32)
+                        for name in ("logits", "value")
+                    )
                     scalars = weight * self._losses(
-                        outputs["logits"], outputs["value"][:, 0], *columns
+                        logits, values[:, 0], *columns
                     )
                     loss = scalars[0]
-                return [*tape.gradient(loss, variables), scalars]
+                gradients = tape.gradient(
+                    loss,
+                    variables,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+                return [*gradients, scalars]
 
             # In one graph it takes three quarters of the time. Compiled for
             # any number of rows, as another graph might round differently.

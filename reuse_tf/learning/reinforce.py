@@ -276,7 +276,9 @@ def policy_gradient(
             if entropy:
                 part_loss -= entropy * part_nats
         part_gradients = tape.gradient(
-            part_loss, variables, unconnected_gradients="zero"
+            part_loss,
+            variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         gradients = (
             part_gradients

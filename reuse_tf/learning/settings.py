@@ -212,7 +212,10 @@ class Settings:
         for name, (expected, is_right) in {
             "game": ("a string", lambda v: isinstance(v, str)),
             "preprocessing": _one_of("paper", "standard"),
-            "downsample": _one_of(1, 2, 4),
+            "downsample": (
+                "1, 2 or 4",
+                lambda v: _is_integer(v) and v in (1, 2, 4),
+            ),
             "repeat_action_probability": fraction,
             "network": _one_of(*NETWORKS),
             "filters": ("positive integers", _are_filters),
@@ -306,7 +309,11 @@ def saved_settings(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def is_finite(value):
     """Returns whether a value is a number, and a finite one."""
-    return isinstance(value, numbers.Real) and -math.inf < value < math.inf
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and -math.inf < value < math.inf
+    )
 
 
 def _is_integer(value):

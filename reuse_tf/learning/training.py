@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from reuse_tf import process
-from reuse_tf.learning import curve, evaluation, workers
+from reuse_tf.learning import curve, environments, evaluation, workers
 from reuse_tf.learning.evaluation import Evaluation
 from reuse_tf.learning.ppo import PPO
 from reuse_tf.learning.progress import (
@@ -46,6 +46,9 @@ _CURVE_INTERVAL = 300
 @dataclasses.dataclass(frozen=True)
 class TrainingSummary(Summary):
     """What was trained, and the time it took, from the beginning of the run.
+
+    But `recomputed` and `stats` are of the steps of this process. Where it
+    made none, as the run was finished, the first is empty.
 
     Attributes:
         update_seconds: Time spent in updates. The total runs from the
@@ -112,9 +115,20 @@ def train(
         FloatingPointError: If the loss, a gradient, a weight or a logit is
             not finite. The last checkpoint is from before.
     """
+    if not isinstance(settings, Settings):
+        raise ValueError(
+            "Expected `settings` to be `Settings`. Received: "
+            f"{type(settings).__name__}"
+        )
+    if make_env is not None:
+        make_env = environments.Maker(make_env)
     team = workers.connect()
     _check_same(settings, team)
     if team.is_chief:
+        if not isinstance(run_dir, str | os.PathLike):
+            raise ValueError(
+                f"Expected `run_dir` to be a path. Received: {run_dir!r}"
+            )
         saved_settings(run_dir)  # Are not damaged.
     make = ALGORITHMS[settings.algorithm]
     algorithm = make(settings, make_env, network, team)
@@ -266,17 +280,7 @@ class _Run:
         self.rows = parse_rows(
             Row, directory.restore(self._read), directory.path, EPISODES
         )
-        # Those after the checkpoint are to come again.
-        self.evaluations = [
-            scored
-            for scored in parse_rows(
-                Evaluation,
-                directory.evaluations(),
-                directory.path,
-                EVALUATIONS,
-            )
-            if scored.update <= self.progress.updates
-        ]
+        self._restore_evaluations()
         self._follow(team)
         # As of the last update, to which an iteration that is stopped goes
         # back.
@@ -318,12 +322,31 @@ class _Run:
 
     def score(self, scored):
         """Keeps an `Evaluation`, and the policy if none before was better."""
-        best = max((e.mean for e in self.evaluations), default=-math.inf)
-        # Whose row there is has its policy.
-        if scored.mean >= best:
+        if scored.mean >= self._best:
             self._directory.write_best(self._algorithm.learner.model)
+            self._best = scored.mean
         self.evaluations.append(scored)
         self._directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
+
+    def _restore_evaluations(self):
+        """Reads evaluations; those after the checkpoint are to come again."""
+        directory = self._directory
+        rows = parse_rows(
+            Evaluation, directory.evaluations(), directory.path, EVALUATIONS
+        )
+        self.evaluations = [
+            row for row in rows if row.update <= self.progress.updates
+        ]
+        # That of the policy that is kept as the best: the last one, if several
+        # are.
+        self._best = -math.inf
+        best = max(reversed(rows), key=lambda row: row.mean, default=None)
+        if best in self.evaluations and directory.has_best:
+            self._best = best.mean
+        elif best is not None:
+            directory.remove_best()
+        if len(self.evaluations) < len(rows):
+            directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
 
     def save(self):
         """Writes a checkpoint of the last update, if there is none."""

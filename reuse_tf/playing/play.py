@@ -91,7 +91,8 @@ class Summary:
             "recomputed": ", ".join(
                 f"{name} {fraction:.2%}"
                 for name, fraction in self.recomputed.items()
-            ),
+            )
+            or "nothing was played",
         }
         width = max(map(len, lines)) + 2
         return "\n".join(
@@ -134,6 +135,11 @@ def prepare(
         ValueError: If there is no such game, or the checkpoint holds no
             policy for it.
     """
+    if preprocessing == "standard" and downsample != 2:
+        raise ValueError(
+            "`downsample` is for preprocessing='paper'. Received: "
+            f"downsample={downsample}, preprocessing='standard'"
+        )
     how = {
         "preprocessing": preprocessing,
         "downsample": downsample,
@@ -336,8 +342,10 @@ def recomputed(model, stats):
         stats: The `RunnerStats` of a runner of it, or None if there was none.
 
     Returns:
-        A dict. See `Summary`.
+        A dict. See `Summary`. Empty if the runner has stepped nothing.
     """
+    if stats is not None and not stats.frames:
+        return {}
     if stats is not None:
         return {
             name: layer.new_rows / max(1, layer.positions)

@@ -6,6 +6,8 @@ when it is needed, as GIFs are written without it.
 
 import fractions
 import io
+import itertools
+import math
 import sys
 import time
 
@@ -32,10 +34,10 @@ class Frames:
     """The frames of a video, one after the other, as an iterator.
 
     Frames are uint8 arrays `[height, width, 3]` of red, green and blue, all of
-    one size. What FFmpeg finds damaged and cannot conceal is skipped. A URL or
-    a camera that breaks off is opened again: a camera, or a URL of unknown
-    length, which is taken to be live, goes on with what it shows then, another
-    URL behind the last frame that was read.
+    one size, and turned as the video says. What FFmpeg finds damaged and cannot
+    conceal is skipped. A URL or a camera that breaks off is opened again: a
+    camera, or a URL of unknown length, which is taken to be live, goes on with
+    what it shows then, another URL behind the last frame that was read.
 
     Examples:
         >>> with Frames("video.mp4", size=(84, 84)) as frames:
@@ -148,11 +150,18 @@ class Frames:
             self.read += 1
             if (self.read - 1) % self._every:
                 continue
-            size = (frame.height, frame.width)
+            # As phones write it, a picture may have to be turned; before that
+            # its height is its width.
+            turns = round(getattr(frame, "rotation", 0) / 90)
+            around = -1 if turns % 2 else 1
+            size = (frame.height, frame.width)[::around]
             first = first or size
             self.resized += size != first
-            height, width = self.size or first
-            yield frame.to_ndarray(format="rgb24", height=height, width=width)
+            height, width = (self.size or first)[::around]
+            picture = frame.to_ndarray(
+                format="rgb24", height=height, width=width
+            )
+            yield np.ascontiguousarray(np.rot90(picture, turns))
         if not self.read:
             raise ValueError(
                 f"There is no picture in {self._source!r} that can be read"
@@ -251,7 +260,11 @@ class Writer:
                 f"ending={ending!r}"
             )
         self._rate = fractions.Fraction(rate).limit_denominator(1000)
-        self._pictures = []  # of a GIF
+        self._added = 0
+        # A GIF counts in hundredths of a second, and none shows more than 50
+        # pictures in a second.
+        self._pictures = []
+        self._every = math.ceil(self._rate / 50)
         self._file = io.BytesIO()
         self._container = self._stream = None
         if ending == ".mp4":
@@ -265,7 +278,10 @@ class Writer:
             frame: uint8 `[height, width, 3]`, of the size of the first. In an
                 MP4 the last row and column of an odd size are there twice.
         """
+        self._added += 1
         if self._container is None:
+            if (self._added - 1) % self._every:
+                return
             picture = Image.fromarray(frame)
             self._pictures.append(
                 picture.quantize(_COLORS, dither=Image.Dither.NONE)
@@ -288,12 +304,16 @@ class Writer:
             self._container.close()
         else:
             first, *others = self._pictures
+            times = [
+                round(100 * i * self._every / self._rate)
+                for i in range(len(self._pictures) + 1)
+            ]
             first.save(
                 self._file,
                 "GIF",
                 save_all=True,
                 append_images=others,
-                duration=round(1000 / self._rate),
+                duration=[10 * (b - a) for a, b in itertools.pairwise(times)],
                 loop=0,
             )
         return self._file.getvalue()

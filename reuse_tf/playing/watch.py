@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import os
 import sys
 import time
 
@@ -113,7 +114,14 @@ def load_model(name, weights="imagenet"):
         ValueError: If there is no such file or model, or it cannot be read.
     """
     if name.endswith(".keras"):
-        return keras.saving.load_model(name, compile=False)
+        if not os.path.isfile(name):
+            raise ValueError(f"There is no file {name!r}")
+        try:
+            return keras.saving.load_model(name, compile=False)
+        except Exception as error:  # of many kinds
+            raise ValueError(
+                f"Cannot load a model from {name!r}: {error}"
+            ) from error
     constructor = getattr(keras.applications, name, None)
     if not inspect.isfunction(constructor):
         known = [

@@ -40,10 +40,38 @@ _TEMPORARY = files.TEMPORARY
 _KEPT = 2
 # Errors of a path at which there is no file.
 _NONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+# Of these, and of checkpoints, a run consists.
+_PARTS = (_SETTINGS, EPISODES, EVALUATIONS, BEST, CURVE, "tensorboard")
 _ADVICE = (
     "Restore it from a copy, or begin another run in another directory "
     "(--run_dir)."
 )
+
+
+class OtherRun(ValueError):
+    """Why a checkpoint, though it is whole, is not one to go on from."""
+
+
+def check_outputs(path: str | os.PathLike[str], *outputs: str | None) -> None:
+    """Refuses files to write that would be in the place of parts of a run.
+
+    Args:
+        path: A run directory, which need not exist.
+        *outputs: The files; None is none.
+
+    Raises:
+        ValueError: If one is what a run consists of.
+    """
+    for output in outputs:
+        if output is None:
+            continue
+        part = os.path.relpath(os.path.realpath(output), os.path.realpath(path))
+        first = part.split(os.sep)[0]
+        if first in _PARTS or first.startswith(_PREFIX):
+            raise ValueError(
+                f"{output!r} is a part of the run in {str(path)!r}: write to "
+                "another file"
+            )
 
 
 def policies(path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -273,6 +301,15 @@ class RunDirectory:
         """Writes `evaluations.csv` anew."""
         files.write(self.path / EVALUATIONS, _csv([columns, *rows]))
 
+    @property
+    def has_best(self):
+        """Whether there is a policy that has scored best."""
+        return (self.path / BEST).exists()
+
+    def remove_best(self):
+        """Removes the policy that has scored best."""
+        (self.path / BEST).unlink(missing_ok=True)
+
     def write_best(self, model):
         """Writes the policy that has scored best."""
         files.write_model(self.path / BEST, model)
@@ -403,6 +440,8 @@ def _read_newest(checkpoints, read):
     *older, newest = checkpoints
     try:
         return read_one(newest)
+    except OtherRun:
+        raise
     except Exception as error:
         whole = next(filter(is_whole, reversed(older)), None)
         reason = files.explain(error).rstrip(".")
