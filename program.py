@@ -137,11 +137,12 @@ def keep_apart(read, written):
                 before.add(path)
         return True
 
+    names = ", ".join(f"--{name}" for name in written)
     flags.register_multi_flags_validator(
         [*read, *written],
         are_apart,
-        "what is written must be another file than all that is read and "
-        "written beside it",
+        f"{names}: what is written must be another file than all that is read "
+        "or written beside it",
     )
 
 

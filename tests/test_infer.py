@@ -116,8 +116,54 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(monkeypatch):
 
 
 def test_one_file_cannot_be_two():
-    message = infer_here("--record=x.gif", "--summary_json=x.gif")
-    assert_one_line(message, "--record", "--summary_json")
+    for other in "x.gif", "./x.gif":
+        message = infer_here("--record=x.gif", f"--summary_json={other}")
+        assert_one_line(message, "--record", "--summary_json")
+
+
+def test_nothing_that_was_read_is_written_over():
+    chosen = Settings(filters=(2, 2), downsample=4, steps=20)
+    training.train(chosen, "run")
+    (policy,) = pathlib.Path("run").glob("checkpoint-*1/policy.keras")
+    before = policy.read_bytes()
+    for checkpoint, output in (
+        (policy, policy),
+        ("run", policy),
+        ("run", "run/flags.json"),
+        ("run/../run", "run/episodes.csv"),
+    ):
+        message = infer_here(
+            f"--checkpoint={checkpoint}", f"--summary_json={output}"
+        )
+        assert_one_line(message, pathlib.Path(output).name)
+    assert policy.read_bytes() == before
+    assert (
+        infer_here(
+            *("--checkpoint=run", "--steps=5", "--summary_json=run/played.json")
+        )
+        is None
+    )
+
+
+def test_a_policy_of_damaged_settings_plays_no_other_game():
+    chosen = Settings(
+        game="SpaceInvaders", filters=(2, 2), downsample=4, steps=20
+    )
+    training.train(chosen, "run")
+    (policy,) = pathlib.Path("run").glob("checkpoint-*1/policy.keras")
+    file = pathlib.Path("run/flags.json")
+    file.write_text(file.read_text().replace('"seed"', '"sead"'))
+    os.symlink(policy, "here.keras")
+    for path in policy, "here.keras":
+        message = infer_here(f"--checkpoint={path}", "--steps=5")
+        assert_one_line(message, "flags.json", "--game")
+    arguments = ["--game=SpaceInvaders", "--downsample=4", "--steps=5"]
+    assert infer_here(f"--checkpoint={policy}", *arguments) is None
+
+
+def test_downsampling_of_standard_frames_is_refused():
+    message = infer_here("--preprocessing=standard", "--downsample=4")
+    assert_one_line(message, "downsample=4")
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_clear_line():

@@ -81,6 +81,7 @@ def test_what_does_not_belong_together(others, named):
         {"steps": "10"},
         {"game": ["Pong"]},
         {"seconds": 3},
+        {"seconds": {**summary([1.0], 10).as_dict()["seconds"], "update": 1.0}},
         {"seconds": {"total": 1.0}},
         {"mean_return": None},
         {"recomputed": {"conv1": None}},
@@ -116,6 +117,10 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "2 summaries: Pong, 20 steps, 2 episodes\n"
     assert json.loads((tmp_path / "all.json").read_text())["episodes"] == 2
+    for paths in (files[0], files[0]), (files[0], tmp_path / "all.json"):
+        done = command(*paths)
+        assert done.returncode == 1
+        assert "must be different files" in done.stderr
     files[1].write_text("[]")
     done = command(*files)
     assert done.returncode == 1

@@ -1531,10 +1531,172 @@ def test_other_frames_and_actions_are_refused(
         train(chosen, "run", make_env)
 
 
-def test_environments_have_to_be_several():
+@pytest.mark.parametrize("make_settings", [settings, ppo_settings])
+@pytest.mark.parametrize(
+    "bounds", [{"num_envs": 2}, {"eval_every": 8, "eval_episodes": 1}]
+)
+def test_environments_have_to_be_several(make_settings, bounds):
     one = Catch()
+    chosen = make_settings(**{"num_envs": 1, "steps": 40, **bounds})
     with pytest.raises(ValueError, match="`make_env`.*same one again"):
-        train(settings(num_envs=2), "run", lambda: one)
+        train(chosen, "run", lambda: one)
+
+
+def test_environments_have_to_be_alike():
+    actions = iter([3, 3, 2, 3])
+    with pytest.raises(ValueError, match="the same frames and actions"):
+        train(
+            ppo_settings(num_envs=4),
+            "run",
+            lambda: Other(gym.spaces.Discrete(next(actions))),
+        )
+
+
+class Old(Catch):
+    """The game as gym had it, or with what no environment gives."""
+
+    def __init__(self, reset=lambda pair: pair, step=lambda five: five):
+        super().__init__()
+        self._reset, self._step = reset, step
+
+    def reset(self, **arguments):
+        return self._reset(super().reset(**arguments))
+
+    def step(self, action):
+        return self._step(super().step(action))
+
+
+@pytest.mark.parametrize(
+    ("make_env", "message"),
+    [
+        (lambda: Old(reset=lambda pair: pair[0]), "`reset`.*ndarray"),
+        (lambda: Old(step=lambda five: five[:4]), "`step`.*tuple of 4"),
+        (
+            lambda: Old(step=lambda five: (five[0], None, *five[2:])),
+            "`reward` to be a number. Received: None",
+        ),
+        (
+            lambda: Old(step=lambda five: (five[0], "1", *five[2:])),
+            "`reward` to be a number. Received: '1'",
+        ),
+        (
+            lambda: Old(step=lambda five: (*five[:2], {}, *five[3:])),
+            "`terminated` to be a number. Received: {}",
+        ),
+    ],
+)
+def test_what_gymnasium_has_otherwise_is_refused(make_env, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(), "run", make_env)
+
+
+def test_any_generator_of_an_environment_goes_on():
+    class Mersenne(Catch):
+        def reset(self, *, seed=None, options=None):
+            result = super().reset(seed=seed, options=options)
+            if seed is not None:
+                bits = np.random.MT19937(seed)
+                self.np_random = np.random.Generator(bits)
+            return result
+
+    chosen = ppo_settings(steps=40)
+    train(chosen, "whole", Mersenne)
+    train(dataclasses.replace(chosen, steps=20), "parts", Mersenne)
+    train(chosen, "parts", Mersenne)
+    for a, b in zip(weights_of("whole"), weights_of("parts"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_arguments_of_other_types():
+    with pytest.raises(ValueError, match="`settings`.*dict"):
+        train({"game": "Pong"}, "run", Catch)
+    with pytest.raises(ValueError, match="`run_dir`.*None"):
+        train(settings(), None, Catch)
+
+
+def network(activation="relu", layer=None, trainable=True):
+    def build(frame_shape, num_actions):
+        frames = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(frames)
+        x = keras.layers.Conv2D(2, 5, 4, activation=activation)(x)
+        x = layer(x) if layer else x
+        logits = keras.layers.Dense(num_actions)(keras.layers.Flatten()(x))
+        model = keras.Model(frames, logits)
+        model.trainable = trainable
+        return model
+
+    return build
+
+
+class Unregistered(keras.layers.Layer):
+    def call(self, inputs):
+        return 2 * inputs
+
+
+@keras.saving.register_keras_serializable("tests")
+class WithMore(keras.layers.Layer):
+    def build(self, shape):
+        self.more = self.add_weight(shape=(3,))
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (network(trainable=False), "without trainable weights"),
+        (network(layer=Unregistered()), "Keras can save and load"),
+    ],
+)
+def test_networks_that_no_run_could_go_on_with(build, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(reuse="none"), "run", Catch, build)
+
+
+def test_weights_that_no_output_uses_stay():
+    chosen = settings(reuse="none", steps=40, episodes=None)
+    train(chosen, "run", Catch, network(layer=WithMore()))
+
+
+def test_a_run_goes_on_with_the_same_network_alone():
+    chosen = settings(steps=40, episodes=None)
+    train(chosen, "run", Catch, network())
+    more = dataclasses.replace(chosen, steps=60)
+    for build in network("tanh"), None:
+        with pytest.raises(ValueError, match="network is another one") as error:
+            train(more, "run", Catch, build)
+        assert "damaged" not in str(error.value)
+    train(more, "run", Catch, network())
+    assert read_csv("run/episodes.csv")[-1]["steps"] == "60"
+
+
+def test_what_was_scored_behind_the_checkpoint_is_dropped():
+    """The best policy is one of the run, whatever was before a kill."""
+    chosen = ppo_settings(steps=200, eval_every=40, eval_episodes=4)
+    train(chosen, "run", Catch)
+    rows = read_csv("run/evaluations.csv")
+    path = pathlib.Path("run/evaluations.csv")
+    text = path.read_text()
+    best = pathlib.Path("run/best.keras")
+
+    def with_row(update, mean):
+        path.write_text(f"{text}{update},1000,4,{mean},0,1,1\n")
+
+    # The best one is still to come.
+    with_row(10**6, 100)
+    train(chosen, "run", Catch)
+    assert read_csv("run/evaluations.csv") == rows
+    assert not best.exists()
+    # A row behind it that is not the best changes nothing.
+    best.write_text("kept")
+    with_row(10**6, -100)
+    train(chosen, "run", Catch)
+    assert best.read_text() == "kept"
+    # Where it is gone, the next one is.
+    best.unlink()
+    train(dataclasses.replace(chosen, steps=280), "run", Catch)
+    assert best.exists()
 
 
 # The program.

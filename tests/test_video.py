@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import io
+import struct
 import sys
 import threading
 import time
@@ -93,6 +94,42 @@ def test_a_gif_is_written(tmp_path):
         for i, frame in enumerate(expected):
             picture.seek(i)
             assert difference(picture.convert("RGB"), frame) < 4
+
+
+@pytest.mark.parametrize("rate", [7, 12.5, 30, 60, 120])
+def test_a_gif_takes_as_long_as_what_it_shows(rate):
+    writer = Writer(".gif", rate)
+    for frame in pictures(30):
+        writer.add(frame)
+    milliseconds = []
+    with Image.open(io.BytesIO(writer.finish())) as picture:
+        for i in range(picture.n_frames):
+            picture.seek(i)
+            milliseconds.append(picture.info["duration"])
+    assert min(milliseconds) >= 20  # or else they are shown for 100
+    assert abs(sum(milliseconds) - 1000 * 30 / rate) <= 20
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2)],
+)
+@pytest.mark.parametrize("size", [None, (20, 12)])
+def test_a_video_of_a_turned_camera(tmp_path, matrix, turns, size):
+    path = tmp_path / "a.mp4"
+    make(path, pictures(5))
+    upright = list(Frames(path))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    struct.pack_into(">9i", content, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    frames = Frames(path, size=size)
+    for found, frame in zip(frames, upright, strict=True):
+        if size is None:
+            np.testing.assert_array_equal(found, np.rot90(frame, turns))
+        assert found.shape == (*(size or found.shape[:2]), 3)
+    assert frames.resized == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ import tensorflow as tf
 
 from reuse_tf.learning import environments, workers
 from reuse_tf.learning.learner import Learner
-from reuse_tf.learning.reinforce import entropy_bonus, log_probabilities
+from reuse_tf.learning.reinforce import (
+    entropy_bonus,
+    gradients_of,
+    log_probabilities,
+)
 from reuse_tf.policies import Sampler
 
 # What Adam and RMSprop add to denominators: detail 3 of Huang et al. (2022).
@@ -583,12 +587,7 @@ class PPO:
                         logits, values[:, 0], *columns
                     )
                     loss = scalars[0]
-                gradients = tape.gradient(
-                    loss,
-                    variables,
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                )
-                return [*gradients, scalars]
+                return [*gradients_of(tape, loss, variables), scalars]
 
             # In one graph it takes three quarters of the time. Compiled for
             # any number of rows, as another graph might round differently.

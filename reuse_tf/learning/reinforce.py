@@ -275,11 +275,7 @@ def policy_gradient(
             )
             if entropy:
                 part_loss -= entropy * part_nats
-        part_gradients = tape.gradient(
-            part_loss,
-            variables,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        part_gradients = gradients_of(tape, part_loss, variables)
         gradients = (
             part_gradients
             if gradients is None
@@ -290,6 +286,19 @@ def policy_gradient(
     if not np.isfinite(loss):
         raise FloatingPointError(f"the loss is not finite: {loss}")
     return Gradient(gradients, loss, nats)
+
+
+def gradients_of(tape, loss, variables):
+    """The gradients of a loss: zeros for variables that it does not use.
+
+    TensorFlow's own `unconnected_gradients` fails for some of these.
+    """
+    return [
+        tf.zeros_like(variable) if gradient is None else gradient
+        for variable, gradient in zip(
+            variables, tape.gradient(loss, variables), strict=True
+        )
+    ]
 
 
 def _parts(episodes, max_frames, structure, numbers):
