@@ -107,7 +107,8 @@ class Maker:
                 f"environment. Received: {type(make_env).__name__}"
             )
         self._make_env = make_env
-        self._made = weakref.WeakSet()
+        # Not a set, as environments need not have a hash.
+        self._made = []
 
     def __call__(self):
         env = self._make_env()
@@ -116,12 +117,12 @@ class Maker:
                 "Expected `make_env` to make a `gymnasium.Env`. Received: "
                 f"{type(env).__name__}"
             )
-        if env in self._made:
+        if any(made() is env for made in self._made):
             raise ValueError(
                 "Expected `make_env` to make a new environment whenever it is "
                 "called. Received: the same one again"
             )
-        self._made.add(env)
+        self._made.append(weakref.ref(env))
         return env
 
 
