@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "custom_ops/kernels/base/float_mode.h"
 #include "custom_ops/kernels/testing/reference.h"
 #include "custom_ops/kernels/testing/testing.h"
 
@@ -237,6 +238,8 @@ void TestSumOfRows(const InstructionSet& set) {
 }
 
 int Main() {
+  // As all ops do, and threads by themselves.
+  const FlushDenormals flush;
   for (const InstructionSet* set : InstructionSets()) {
     TestSumTree(*set);
     TestMaxTree(*set);

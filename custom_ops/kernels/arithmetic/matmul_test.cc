@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "custom_ops/kernels/base/float_mode.h"
 #include "custom_ops/kernels/patches/window.h"
 #include "custom_ops/kernels/testing/reference.h"
 #include "custom_ops/kernels/testing/testing.h"
@@ -289,6 +290,8 @@ void TestSpecialValuesInGroups(const InstructionSet& set) {
 }
 
 int Main() {
+  // As all ops do, and threads by themselves.
+  const FlushDenormals flush;
   const char* chosen = std::getenv("REUSE_TF_ISA");
   CHECK(ActiveInstructionSet().name ==
         std::string(chosen != nullptr ? chosen
