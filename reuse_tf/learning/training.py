@@ -277,6 +277,7 @@ class _Run:
         self._directory = directory
         self.progress = Progress()
         self._saved = None  # the state of the checkpoint to go on from
+        self._best = -math.inf  # the mean score of the best policy
         self.rows = parse_rows(
             Row, directory.restore(self._read), directory.path, EPISODES
         )
@@ -337,14 +338,13 @@ class _Run:
         self.evaluations = [
             row for row in rows if row.update <= self.progress.updates
         ]
-        # That of the policy that is kept as the best: the last one, if several
-        # are.
-        self._best = -math.inf
+        # Of several that are the best, the policy is the last one's.
         best = max(reversed(rows), key=lambda row: row.mean, default=None)
-        if best in self.evaluations and directory.has_best:
-            self._best = best.mean
-        elif best is not None:
-            directory.remove_best()
+        if best is not None:
+            if best in self.evaluations and directory.has_best:
+                self._best = best.mean
+            else:
+                directory.remove_best()
         if len(self.evaluations) < len(rows):
             directory.write_evaluations(evaluation.COLUMNS, self.evaluations)
 
