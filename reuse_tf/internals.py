@@ -27,8 +27,8 @@ __all__ = [
     "name_in_files",
     "operation_name",
     "outputs_of",
-    "replaced_method",
     "own_call",
+    "replaced_method",
     "sublayers",
 ]
 

@@ -141,26 +141,43 @@ def _require_last_axis(call, what="axis"):
     )
 
 
+def _gamma_and_beta(layer):
+    """The variables of a normalization, as far as it has them."""
+    gamma = [layer.gamma] if layer.scale else []
+    return gamma + ([layer.beta] if layer.center else [])
+
+
+def _scaled(layer, rows, mean, variance):
+    """Normalized rows, with the scale and the offset of a layer."""
+    return tf.nn.batch_normalization(
+        rows,
+        mean,
+        variance,
+        layer.beta.value if layer.center else None,
+        layer.gamma.value if layer.scale else None,
+        layer.epsilon,
+    )
+
+
+def _normalized(call, name, normalize, *more):
+    """Adds a normalization of rows, of its variables and others."""
+    layer = call.layer
+    words = (name, layer.epsilon, int(layer.scale), int(layer.center))
+    variables = (*_gamma_and_beta(layer), *more)
+    return _apply(call, call.value, Function(words, normalize, variables))
+
+
 def _batch_normalization(call):
     layer = call.layer
     _require_last_axis(call)
-    variables = [layer.gamma] if layer.scale else []
-    variables += [layer.beta] if layer.center else []
-    variables += [layer.moving_mean, layer.moving_variance]
 
     def normalize(rows):
-        return tf.nn.batch_normalization(
-            rows,
-            layer.moving_mean.value,
-            layer.moving_variance.value,
-            layer.beta.value if layer.center else None,
-            layer.gamma.value if layer.scale else None,
-            layer.epsilon,
+        return _scaled(
+            layer, rows, layer.moving_mean.value, layer.moving_variance.value
         )
 
-    words = ("batch_norm", layer.epsilon, int(layer.scale), int(layer.center))
-    return _apply(
-        call, call.value, Function(words, normalize, tuple(variables))
+    return _normalized(
+        call, "batch_norm", normalize, layer.moving_mean, layer.moving_variance
     )
 
 
@@ -196,24 +213,12 @@ def _layer_normalization(call):
     if rank > 1 and axes == list(range(1, rank + 1)):
         return _whole_normalization(call)
     _require_last_axis(call)
-    variables = [layer.gamma] if layer.scale else []
-    variables += [layer.beta] if layer.center else []
 
     def normalize(rows):
         mean, variance = tf.nn.moments(rows, [-1], keepdims=True)
-        return tf.nn.batch_normalization(
-            rows,
-            mean,
-            variance,
-            layer.beta.value if layer.center else None,
-            layer.gamma.value if layer.scale else None,
-            layer.epsilon,
-        )
+        return _scaled(layer, rows, mean, variance)
 
-    words = ("layer_norm", layer.epsilon, int(layer.scale), int(layer.center))
-    return _apply(
-        call, call.value, Function(words, normalize, tuple(variables))
-    )
+    return _normalized(call, "layer_norm", normalize)
 
 
 def _add_group_norm(call, value, groups):
@@ -255,8 +260,7 @@ def _group_normalization(call):
     _require_last_axis(call)
     groups = value.shape[-1] if layer.groups == -1 else layer.groups
     value = _add_group_norm(call, value, groups)
-    variables = [layer.gamma] if layer.scale else []
-    variables += [layer.beta] if layer.center else []
+    variables = _gamma_and_beta(layer)
 
     def scale(rows):
         if layer.scale:
