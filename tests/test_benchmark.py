@@ -250,7 +250,7 @@ def test_the_command_is_named_in_full():
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
         "reuse_tf.benchmark: expected a command (infer, train, layer, "
-        "networks, cameras, statistics, figures, merge), got 'layers'"
+        "networks, learners, cameras, statistics, figures, merge), got 'layers'"
     )
 
 

@@ -16,7 +16,7 @@ from reuse_tf import files
 # The columns that are no numbers, of all commands.
 _TEXTS = (
     *("mode", "game", "filters", "column", "policy_tenths", "change"),
-    *("network", "frames", "what", "reuse", "clip"),
+    *("network", "frames", "what", "reuse", "clip", "algorithm", "learner"),
     *(
         "instruction_set",
         "tensorflow",
@@ -24,6 +24,7 @@ _TEXTS = (
         "reuse_tf",
         "processor",
         "torch",
+        "stable_baselines3",
     ),
 )
 
