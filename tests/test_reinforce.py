@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from reuse_tf.learning import reinforce
-from reuse_tf.learning.optimizer import Optimizer
+from reuse_tf.learning.optimizer import Adam, Optimizer
 from reuse_tf.policies.policy import build_policy
 from reuse_tf.runner import Runner
 
@@ -357,14 +357,14 @@ def test_a_loss_that_is_not_finite_is_an_error():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1e-3, 1e6])
-@pytest.mark.parametrize("name", ["Adam", "RMSprop", "SGD"])
+@pytest.mark.parametrize("name", ["Adam", "in place", "RMSprop", "SGD"])
 def test_steps_are_those_of_the_keras_optimizer(name, clip_norm):
-    make = getattr(keras.optimizers, name)
+    make = getattr(keras.optimizers, name.replace("in place", "Adam"))
     model, twin = policy(), policy()
     twin.set_weights(model.get_weights())
     start = model.get_weights()
     expected = make(1e-2, global_clipnorm=clip_norm)
-    optimizer = make(1e-2)
+    optimizer = Adam(1e-2) if name == "in place" else make(1e-2)
     compiled = Optimizer(optimizer, model.trainable_variables, clip_norm)
     # Compiling leaves no trace.
     assert optimizer.iterations.numpy() == 0
@@ -384,6 +384,25 @@ def test_steps_are_those_of_the_keras_optimizer(name, clip_norm):
     for got, want in zip(model.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
     assert optimizer.iterations.numpy() == 3
+    # Of which others go on.
+    for got, want in zip(optimizer.variables, expected.variables, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_somebody_holds_is_not_written_to():
+    model = policy()
+    compiled = Optimizer(Adam(1e-2), model.trainable_variables)
+    held = [variable.value.numpy() for variable in model.trainable_variables]
+    before = [array.copy() for array in held]
+    runner = Runner(model)
+    frame = np.zeros((1, *model.input_shape[1:]), np.uint8)
+    runner.step(frame)
+    gradients = [tf.ones_like(v) for v in model.trainable_variables]
+    for _ in range(2):
+        compiled.apply(gradients)
+        np.testing.assert_allclose(runner.step(frame), model(frame), rtol=1e-5)
+    for got, want in zip(held, before, strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
