@@ -19,7 +19,7 @@ import time
 import numpy as np
 from absl import flags
 
-from reuse_tf import atari
+from reuse_tf import atari, process
 from reuse_tf.benchmark import grid, memory, replay, report
 from reuse_tf.learning import reinforce, training
 from reuse_tf.learning.evaluators import evaluator
@@ -136,6 +136,7 @@ _resident = None
 
 def _start():
     global _resident
+    process.settle()  # as train.py does
     _resident = resident()
 
 
