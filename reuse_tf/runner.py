@@ -98,7 +98,8 @@ class Structure(NamedTuple):
     number of passes. Integers but for the pixels; see `Runner.structure`.
 
     Attributes:
-        pixels: The distinct pixels, float32 `[U, C]`.
+        pixels: The distinct pixels, float32 `[U, C]`. Constants: no gradient
+            flows into them.
         order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
             frames of a stream have consecutive numbers. Outputs follow it: to
             have them in another order, permute it.

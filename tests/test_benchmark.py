@@ -277,6 +277,9 @@ def test_help(arguments, named, capsys):
 STATISTICS = ["statistics", "--games=Pong", "--downsample=4", "--steps=5"]
 
 
+COLUMNS = b"game,downsample,steps,seed,pixels,box,positions,new"
+
+
 def failure_of(*arguments):
     """Runs a command that fails; returns the line that it ends in."""
     unparse()
@@ -335,9 +338,11 @@ def test_an_output_of_ascii(tmp_path, monkeypatch):
         (b"my only notes", "other columns"),
         (b"my notes\nof today", "other columns"),
         (b"\xff\xfe\0", "other columns"),
-        (b"game,downsample,steps,seed,new\nPong,4\n", "line 2 has not one"),
-        (b"game,downsample,steps,seed\nPong,4,5,0,1\n", "line 2 has not one"),
-        (b"game,downsample,steps,seed,new\nPong,4,5,0,x\n", "its new, but 'x'"),
+        (COLUMNS + b"\nPong,4\n", "line 2 has not one"),
+        (COLUMNS + b"\nPong,4,5,0,1,1,1,1,1\n", "line 2 has not one"),
+        (COLUMNS + b"\nPong,4,5,0,1,1,1,x\n", "its new, but 'x'"),
+        # Of another command.
+        (COLUMNS + b"ty\nPong,4,5,0,1,1,1,1\n", "other columns"),
     ],
 )
 def test_a_file_of_something_else_stays_as_it_is(content, named, tmp_path):
@@ -683,6 +688,7 @@ def test_policies_that_draw_other_actions_are_not_measured(monkeypatch):
 BAD_PLAY_ARGUMENTS = {
     "--games=Pnog": "Pong",
     "--games=Pong,": "Unknown game",
+    "--games=": "games",
     "--steps=0": "steps",
     "--dense_steps=0": "dense_steps",
     "--runs=0": "runs",

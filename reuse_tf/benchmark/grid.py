@@ -4,7 +4,6 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from reuse_tf import atari
 from reuse_tf.benchmark import report
 
 # Those of Khachatourian (2019).
@@ -72,15 +71,9 @@ class Games:
 
     @property
     def games(self):
-        """Short names. Raises a `flags.Error` if one is not of a game."""
+        """Short names. Raises as `report.short_names`."""
         names = self._games.value
-        try:
-            return [
-                atari.short_name(name)
-                for name in (GAMES if names == ["all"] else names)
-            ]
-        except ValueError as error:
-            raise flags.Error(error) from error
+        return report.short_names(GAMES if names == ["all"] else names)
 
     @property
     def downsample(self):

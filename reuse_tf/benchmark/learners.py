@@ -309,9 +309,7 @@ def _learners():
 def main():
     """Measures what the flags describe; prints and writes the results."""
     learners = _learners()
-    games = [atari.short_name(game) for game in GAMES.value]
-    if not games:
-        raise flags.Error("expected --games to be one or more, got ''")
+    games = report.short_names(GAMES.value)
     report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()

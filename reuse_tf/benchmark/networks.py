@@ -28,7 +28,6 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from reuse_tf import atari
 from reuse_tf.benchmark import models, report, timing
 from reuse_tf.runner import Runner
 
@@ -352,7 +351,7 @@ def main():
                 f"{', '.join(models.GAME_NETWORKS)} and the models of "
                 f"keras.applications, got {name!r}"
             )
-    games = [atari.short_name(game) for game in GAMES.value]
+    games = report.short_names(GAMES.value)
     report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import flags
 
 import reuse_tf
-from reuse_tf import files
+from reuse_tf import atari, files
 
 # The columns that are no numbers, of all commands.
 _TEXTS = (
@@ -86,6 +86,20 @@ def _is_writable(path):
     return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
+def short_names(games):
+    """Returns the short names of games that `--games` gives, a list.
+
+    Raises:
+        flags.Error: If there are none, or one is not that of a game.
+    """
+    if not games:
+        raise flags.Error("expected --games to be one or more, got ''")
+    try:
+        return [atari.short_name(game) for game in games]
+    except ValueError as error:
+        raise flags.Error(error) from error
+
+
 def environment():
     """Returns what the measurements depend on, by name."""
     threads = tf.config.threading.get_intra_op_parallelism_threads()
@@ -133,12 +147,13 @@ class Results:
     Args:
         path: The file, which need not exist; or None, to keep nothing.
         key: Names of the columns that tell rows apart.
+        others: Those of other columns that are needed.
 
     Raises:
         flags.Error: If the file lacks one of these columns, or a row a value.
     """
 
-    def __init__(self, path, key):
+    def __init__(self, path, key, others=()):
         self._path = path and os.path.expanduser(path)
         self._key = key
         self._rows = {}
@@ -154,7 +169,8 @@ class Results:
             raise self._other_columns()
         reader = csv.DictReader(whole)
         try:
-            if not set(key) <= set(reader.fieldnames or key):
+            needed = {*key, *others}
+            if not needed <= set(reader.fieldnames or needed):
                 raise self._other_columns()
             for row in reader:
                 if None in row or None in row.values():

@@ -61,7 +61,7 @@ def _box(pixels):
 def main():
     """Measures what the flags describe; prints and writes the results."""
     games = GAMES.games
-    results = report.Results(OUT.value, KEY)
+    results = report.Results(OUT.value, KEY, PARTS)
     for downsample in GAMES.downsample:
         print(
             f"{GAMES.steps} frames of random play, downsample {downsample}, in "
