@@ -1,6 +1,7 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
 import ctypes
+import weakref
 from typing import Any, NamedTuple
 
 import keras
@@ -268,7 +269,10 @@ class Runner:
         self._last = None
         # The state that records, and how many frames the others had stepped.
         self._recorded: _State | None = None
-        self._stepped: dict[_State, int] = {}
+        self._stepped: dict[int, int] = {}
+        # Of all states, also those for frames of other sizes, which a traced
+        # function may step.
+        self._handles: list[weakref.ref] = []
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
         if None not in shape:
@@ -446,6 +450,7 @@ class Runner:
         if self._fitted is not None:
             runner._fitted = _Fitted(self._fitted.graph)
         runner._last = runner._recorded = runner._kept = None
+        runner._handles = []
         return runner
 
     def _run(self, fitted, frames):
@@ -658,10 +663,12 @@ class Runner:
     def _stepped_by_others(self, state):
         """How many frames the states for other frames have stepped, if any."""
         counts = {
-            other: int(ops.runner_stats(other.handle)[0][0])
-            for other in {*state.fitted.states.values()} - {state}
+            number: int(ops.runner_stats(handle)[0][0])
+            for number, reference in enumerate(self._handles)
+            if (handle := reference()) is not None
+            and handle is not state.handle
         }
-        return {other: count for other, count in counts.items() if count}
+        return {number: count for number, count in counts.items() if count}
 
     def reset_state(self, streams: ArrayLike | None = None) -> None:
         """Forgets streams. Never needed for a right result.
@@ -762,6 +769,7 @@ class Runner:
                     self._max_rows,
                 ),
             )
+            self._handles.append(weakref.ref(state.handle))
             # A thread that came second takes the state of the first.
             state = fitted.states.setdefault(kind, state)
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state

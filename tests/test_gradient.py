@@ -541,6 +541,28 @@ class TestRecordings:
         act(floats)
         assert runner.recorded() is None
 
+    def test_of_frames_of_another_size_that_a_function_steps(self):
+        model = keras.Sequential(
+            [
+                keras.Input((None, None, 1)),
+                keras.layers.Conv2D(2, 3),
+                keras.layers.GlobalMaxPooling2D(),
+            ]
+        )
+        frames = np.zeros((1, 12, 10, 1), np.uint8)
+        runner = Runner(model)
+        act = tf.function(runner.step)
+        larger = tf.zeros((1, 14, 10, 1), tf.uint8)
+        act(larger)
+        runner.step(frames)
+        runner.record()
+        runner.step(frames)
+        assert len(runner.recorded().order) == 1
+        runner.record()
+        runner.step(frames)
+        act(larger)
+        assert runner.recorded() is None
+
     @pytest.mark.skipif(
         not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone tells"
     )
