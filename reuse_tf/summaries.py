@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,4 +43,8 @@ class Scalars:
                     )
             self._writer.flush()
         except tf.errors.OpError as error:
-            raise OSError(f"cannot write {error.message}") from error
+            # Without the names of TensorFlow's functions and ops.
+            reason = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", error.message)
+            raise OSError(
+                f"cannot write to {self._path!r}: {reason}"
+            ) from error

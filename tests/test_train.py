@@ -1279,6 +1279,15 @@ def test_a_full_disk_leaves_the_last_checkpoints(size, run, whole):
     assert_same_run(run, whole)
 
 
+def test_a_log_that_is_a_file_is_named(run):
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").touch()
+    with pytest.raises(OSError) as failure:
+        train(settings(episodes=20), run, Catch)
+    path = str(run / "tensorboard")
+    assert str(failure.value) == f"cannot write to {path!r}: Not a directory"
+
+
 def test_a_full_disk_is_one_clear_line(monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/x")
