@@ -1,7 +1,7 @@
 """From plain models to incremental ones and back, and what reuses in them."""
 
+import re
 import tempfile
-import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ _TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
     keras.layers.Dense: IncrementalDense,
 }
+# Methods that Keras gives each layer of its own.
+_OF_KERAS = ("build", "quantize")
 
 
 def convert(
@@ -43,14 +45,18 @@ def convert(
 
     Returns:
         A new model of the same structure, names and weights, and with all
-        else that its layers hold, such as vocabularies and statistics. It
-        shares nothing with `model` but Python functions, and is not compiled.
-        Weights that `model` has not yet, as it was not built, are its own.
+        else that its layers hold, such as vocabularies and statistics; but
+        states of recurrent layers begin anew, as those of a model that is
+        loaded. It shares nothing with `model` but Python functions, and is not
+        compiled. Weights that `model` has not yet, as it was not built, are
+        its own.
 
     Raises:
-        ValueError: If `model` is not such a model, or has a layer that cannot
-            be made again from its config; if a threshold is not valid, or of
-            no layer that becomes an `IncrementalConv2D`.
+        ValueError: If `model` is not such a model; if it, or a layer, has
+            methods that a copy would lack; if a layer cannot be made again
+            from its config, or is held by something else than the model's
+            graph too; if a threshold is not valid, or of no layer that becomes
+            an `IncrementalConv2D`.
     """
     if threshold is not None and not isinstance(threshold, dict):
         check_threshold(threshold)
@@ -130,13 +136,20 @@ class _Copies:
                 copy = self._functional(layer)
             else:
                 copy = self._layer(layer)
+            if isinstance(layer, keras.Model) and (
+                name := internals.own_step(layer)
+            ):
+                _check_kept(name, layer, copy)
             self._copies[id(layer)] = copy
         return self._copies[id(layer)]
 
     def _sequential(self, model):
         # `Sequential.layers` leaves the input out.
         layers = keras.Model.layers.fget(model)
-        return keras.Sequential(
+        cls = type(model)
+        if cls.__init__ is not keras.Sequential.__init__:
+            cls = keras.Sequential  # Its class asks for other arguments.
+        return cls(
             [self.of(layer) for layer in layers],
             trainable=model.trainable,
             name=model.name,
@@ -164,6 +177,12 @@ class _Copies:
         cls = self._twins.get(type(layer), type(layer))
         if getattr(layer, "quantization_mode", None) and cls in _TWINS.values():
             cls = type(layer)
+        for part in (layer, *_parts(layer)):
+            if replaced := internals.replaced_method(part):
+                raise ValueError(
+                    f"Layer {part.name!r} ({type(part).__name__}) cannot be "
+                    f"made again: its `{replaced}` was replaced"
+                )
         try:
             copy = _from_config(cls, layer)
             if isinstance(layer, keras.Layer):
@@ -202,62 +221,129 @@ def _check_model(model):
     )
 
 
+def _check_kept(name, model, copy):
+    """Refuses a model whose own method `name` its copy would lack."""
+    if name in vars(model):
+        why = "was replaced"
+    elif type(copy) is not type(model):
+        why = "is of a class whose `__init__` asks for other arguments"
+    else:
+        return
+    raise ValueError(
+        "Expected `model`, and the models within it, to have no methods that "
+        f"a copy would lack. Received: {type(model).__name__} {model.name!r}, "
+        f"whose `{name}` {why}"
+    )
+
+
 def _from_config(cls, layer):
-    """A layer like another, but of a class and without its state."""
-    config = _config(layer)
+    """A layer like another, but of a class and without its state.
+
+    With functions as they are: not all can be put into a config, and not all
+    of these come back.
+    """
+    stand_ins = _StandIns()
+    config = stand_ins.without(type(layer).get_config(stand_ins.of(layer)))
+    if vars(layer).get("activation", config) is None and "activation" in config:
+        config["activation"] = None  # Keras puts none into a config.
     if cls is keras.layers.Conv2D:
         config.pop("threshold", None)  # The incremental one's alone.
-    if isinstance(layer, keras.layers.Lambda):
+    known = {type(part).__name__: type(part) for part in _parts(layer)}
+    with keras.saving.custom_object_scope(known | stand_ins.functions):
+        if not isinstance(layer, keras.layers.Lambda):
+            return cls.from_config(config)
         # Its `from_config` takes no function as it is.
-        config.update(mask=layer.mask, arguments=layer.arguments)
+        config.update(
+            function=layer.function, mask=layer.mask, arguments=layer.arguments
+        )
         output_shape = internals.lambda_output_shape(layer)
         if output_shape is not None:
             config["output_shape"] = output_shape
         return cls(**config)
-    with keras.saving.custom_object_scope(_custom_objects(layer)):
-        return cls.from_config(config)
 
 
-def _config(layer):
-    """The config of a layer, with functions as they are.
+class _StandIns:
+    """Layers and functions to ask for a config in the place of others.
 
-    Not all can be put into a config, and not all of these come back.
+    The functions have names that no other has, by which Keras writes them into
+    a config and finds those that they stand for.
+
+    Attributes:
+        functions: What they stand for, by these names.
     """
-    functions = _functions(layer)
-    if not functions:
-        return layer.get_config()
-    # Its config is asked of one that has others in their place.
-    stand_in = object.__new__(type(layer))
-    vars(stand_in).update(vars(layer))
-    vars(stand_in).update(dict.fromkeys(functions, keras.activations.linear))
-    config = type(layer).get_config(stand_in)
-    return {key: functions.get(key, value) for key, value in config.items()}
 
+    def __init__(self):
+        self.functions = {}
+        self._made = {}  # by the id of what it stands for, with that
 
-def _functions(layer):
-    """The functions that a layer was given, by the names it keeps them by."""
-    functions = {
-        name: value
-        for name, value in vars(layer).items()
-        if callable(value)
-        and not hasattr(value, "get_config")
-        and not isinstance(value, type)
-        and name not in ("build", "quantize")  # Keras's own
-    }
-    if vars(layer).get("activation", functions) is None:
-        functions["activation"] = None  # Keras puts no None into a config.
-    return functions
+    def of(self, value):
+        """What stands in for a layer, and for what a layer holds."""
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+        if isinstance(value, keras.Model | type):
+            return value
+        if isinstance(value, keras.Operation):
+            stand_in = object.__new__(type(value))
+            self._made[id(value)] = value, stand_in
+            held = {
+                name: part if name in _OF_KERAS else self.of(part)
+                for name, part in vars(value).items()
+            }
+            if held.get("activation", held) is None:
+                held["activation"] = keras.activations.linear
+            vars(stand_in).update(held)
+            return stand_in
+        if isinstance(value, dict | list | tuple):
+            return self._of_parts(value)
+        if callable(value) and not hasattr(value, "get_config"):
+            stand_in = self._function(value)
+            self._made[id(value)] = value, stand_in
+            return stand_in
+        return value
 
+    def _of_parts(self, value):
+        """A dict, list or tuple of what stands in, where anything does."""
+        self._made[id(value)] = value, value  # which may hold itself
+        is_dict = isinstance(value, dict)
+        parts = [*value.values()] if is_dict else [*value]
+        held = [self.of(part) for part in parts]
+        if all(a is b for a, b in zip(parts, held, strict=True)):
+            return value
+        if is_dict:
+            made = dict(zip(value, held, strict=True))
+        elif isinstance(value, list):
+            made = held
+        elif hasattr(value, "_fields"):
+            made = type(value)(*held)
+        else:
+            made = tuple(held)
+        self._made[id(value)] = value, made
+        return made
 
-def _custom_objects(layer):
-    """The classes and functions that the config of a layer may name."""
-    known = {}
-    for part in _parts(layer):
-        known[type(part).__name__] = type(part)
-        for function in _functions(part).values():
-            if isinstance(function, types.FunctionType):
-                known[function.__name__] = function
-    return known
+    def _function(self, function):
+        def stand_in(*arguments, **named):
+            return function(*arguments, **named)
+
+        vars(stand_in).update(getattr(function, "__dict__", {}))
+        name = f"reuse_tf_function_{len(self.functions)}"
+        stand_in.__name__ = stand_in.__qualname__ = name
+        self.functions[name] = function
+        return stand_in
+
+    def without(self, config):
+        """A config with the functions themselves, and their own names."""
+        if isinstance(config, dict):
+            if config.get("class_name") == "function":
+                return config  # by whose name Keras finds it
+            return {key: self.without(part) for key, part in config.items()}
+        if isinstance(config, list | tuple) and not hasattr(config, "_fields"):
+            return type(config)(map(self.without, config))
+        if isinstance(config, str) and config in self.functions:
+            return getattr(self.functions[config], "__name__", config)
+        name = getattr(config, "__name__", None)
+        if isinstance(name, str) and name in self.functions:
+            return self.functions[name]
+        return config
 
 
 def _parts(layer):
@@ -268,18 +354,28 @@ def _parts(layer):
 
 
 def _pairs(old, new):
-    return list(
-        zip(internals.sublayers(old), internals.sublayers(new), strict=True)
-    )
+    theirs, ours = internals.sublayers(old), internals.sublayers(new)
+    if len(theirs) != len(ours):
+        raise ValueError(
+            "Expected `model` to hold each layer in its graph alone. Received: "
+            f"{type(old).__name__} {old.name!r}, which holds one by an "
+            "attribute, or within another layer, too"
+        )
+    return list(zip(theirs, ours, strict=True))
 
 
 def _variable_pairs(old, new):
     """The variables of a layer and those of its copy, whichever came first."""
     theirs, ours = (
-        sorted(layer.variables, key=lambda variable: variable.name)
-        for layer in (old, new)
+        sorted(layer.variables, key=_by_name) for layer in (old, new)
     )
     return zip(theirs, ours, strict=True)
+
+
+def _by_name(variable):
+    """Sorts by name, and by the numbers that Keras puts behind names."""
+    name, number = re.fullmatch(r"(.*?)(\d*)", variable.name).groups()
+    return name, int(number or -1)
 
 
 def _copy_state(old, new):

@@ -28,6 +28,7 @@ __all__ = [
     "operation_name",
     "outputs_of",
     "own_call",
+    "own_step",
     "replaced_method",
     "sublayers",
 ]
@@ -128,6 +129,23 @@ def own_call(model):
         if name in vars(model) or getattr(type(model), name) not in (
             getattr(keras.Sequential, name),
             getattr(Functional, name),
+        ):
+            return name
+    return None
+
+
+def own_step(model):
+    """Which method that trains, tests or predicts is not Keras's, or None.
+
+    Relies on `Sequential` and functional models having those of `Model`.
+    """
+    for name in (
+        *("predict_step", "train_step", "test_step"),
+        *("make_predict_function", "make_train_function", "make_test_function"),
+        *("compute_loss", "compute_metrics"),
+    ):
+        if name in vars(model) or (
+            getattr(type(model), name) is not getattr(keras.Model, name)
         ):
             return name
     return None

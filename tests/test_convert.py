@@ -495,6 +495,17 @@ class TestFunctions:
             "within a layer": lambda: keras.layers.TimeDistributed(
                 keras.layers.Lambda(_tripled)
             ),
+            "another name": lambda: Holding(lambda x: 3 * x, "serialized"),
+            "as it is": lambda: Holding(tf.exp, "raw"),
+            "in a dict": lambda: Holding(lambda x: 3 * x, "in a dict"),
+            "by its name": lambda: Holding(tf.exp, "name"),
+            "called": lambda: Holding(lambda x: 3 * x, "called"),
+            "held by a held layer": lambda: keras.layers.TimeDistributed(
+                Holding(lambda x: 3 * x, "serialized")
+            ),
+            "regularizer": lambda: keras.layers.Dense(
+                2, kernel_regularizer=lambda kernel: tf.reduce_sum(kernel**2)
+            ),
         }.items(),
         ids=lambda pair: pair[0],
     )
@@ -505,6 +516,7 @@ class TestFunctions:
         converted = convert(model)
         for _ in range(2):
             assert_close(converted(frames), model(frames))
+        assert_close(converted.losses, model.losses)
         assert_close(plain(converted)(frames), model(frames))
 
     def test_what_cannot_be_made_again_is_named(self):
@@ -518,6 +530,45 @@ class TestFunctions:
 
         with pytest.raises(ValueError, match="'mine' \\(Opaque\\)"):
             convert(_with(Opaque(_tripled), keras.layers.Dense(2)))
+
+
+class Holding(keras.layers.Layer):
+    """Computes by a function, which it puts into its config in some `form`."""
+
+    def __init__(self, function, form, **kwargs):
+        super().__init__(**kwargs)
+        self.form = form
+        if form == "in a dict":
+            function = function if callable(function) else function["f"]
+        if form == "name" and isinstance(function, str):
+            function = getattr(tf, function)
+        if form == "called" and not callable(function):
+            function = (lambda by: lambda x: by * x)(function)
+        if isinstance(function, dict):
+            function = keras.saving.deserialize_keras_object(function)
+        self._kept = {"f": function} if form == "in a dict" else function
+
+    def call(self, inputs):
+        function = self._kept
+        return (function["f"] if self.form == "in a dict" else function)(inputs)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        function = self._kept
+        match self.form:
+            case "serialized":
+                function = keras.saving.serialize_keras_object(function)
+            case "name":
+                function = function.__name__
+            case "called":
+                function = function(1.0)
+        return {
+            **super().get_config(),
+            "function": function,
+            "form": self.form,
+        }
 
 
 def _without_activation(layer):
@@ -898,6 +949,71 @@ def test_subclassed_models_are_refused(built):
         model(_frames())
     with pytest.raises(ValueError, match="Sequential or functional"):
         convert(model)
+
+
+class Percent(keras.Sequential):
+    def predict_step(self, data):
+        return 100 * super().predict_step(data)
+
+
+class PercentOfTwo(Percent):
+    def __init__(self):
+        super().__init__([keras.Input((3,)), keras.layers.Dense(2)])
+
+
+def test_models_keep_how_they_predict_or_are_refused():
+    inputs = np.ones((1, 3), np.float32)
+    model = Percent([keras.Input((3,)), keras.layers.Dense(2)])
+    converted = convert(model)
+    assert type(converted) is Percent
+    assert_close(
+        converted.predict(inputs, verbose=0), model.predict(inputs, verbose=0)
+    )
+    for other in PercentOfTwo(), keras.Sequential([PercentOfTwo()]):
+        with pytest.raises(ValueError, match="PercentOfTwo.*`predict_step` is"):
+            convert(other)
+    model.predict_step = lambda data: data
+    with pytest.raises(ValueError, match="`predict_step` was replaced"):
+        convert(model)
+
+
+@pytest.mark.parametrize("how", ["an attribute", "within a layer"])
+def test_layers_beside_the_graph_are_refused(how):
+    layer = keras.layers.Dense(3)
+    inputs = outputs = keras.Input((4, 3))
+    if how == "within a layer":
+        outputs = keras.layers.TimeDistributed(layer)(outputs)
+    model = keras.Model(inputs, layer(outputs))
+    if how == "an attribute":
+        model.extra = keras.layers.Dense(2)
+    with pytest.raises(ValueError, match="in its graph alone"):
+        convert(model)
+
+
+@pytest.mark.parametrize("name", ["call", "convolution_op"])
+def test_replaced_methods_are_refused(name):
+    layer = keras.layers.Conv2D(2, 3, name="conv")
+    model = keras.Sequential([keras.Input((5, 5, 1)), layer])
+    setattr(layer, name, lambda *arguments: arguments[0])
+    with pytest.raises(ValueError, match=f"'conv'.*`{name}` was replaced"):
+        convert(model)
+
+
+class Affine(keras.layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+        self.shift = self.add_weight(shape=shape[-1:], initializer="zeros")
+
+    def call(self, inputs):
+        return inputs * self.scale + self.shift
+
+
+def test_weights_without_names_are_not_mixed_up():
+    for _ in range(12):  # Keras numbers them, from whichever number on.
+        keras.Variable(0.0)
+        model = keras.Sequential([keras.Input((3,)), Affine()])
+        inputs = np.full((1, 3), 2, np.float32)
+        assert_close(convert(model)(inputs), model(inputs))
 
 
 @pytest.mark.parametrize(
