@@ -1,5 +1,6 @@
 """Keras layers that recompute only what changed since their last call."""
 
+import contextlib
 import math
 import threading
 from collections.abc import Sequence
@@ -124,10 +125,10 @@ def _value(weight):
 
 def check_threshold(threshold: Any) -> float:
     """Returns a threshold as a float, or raises a `ValueError`."""
-    try:
-        value = float(threshold)
-    except (TypeError, ValueError):
-        value = math.nan
+    value = math.nan
+    if not isinstance(threshold, bool | str | bytes):
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(threshold)
     if not 0 <= value < math.inf:
         raise ValueError(
             "Invalid value for argument `threshold`. Expected a finite number "

@@ -86,14 +86,45 @@ def sparse_scatter(
 
     Raises:
         tf.errors.InvalidArgumentError: If a shape or an id is not as above.
-        ValueError: If `ids` are not integers.
+        ValueError: If `ids` are not integers, or `rows` of another dtype.
 
     Examples:
         >>> sparse_scatter([[1.0], [2.0]], [1], [[5.0]]).numpy()
         array([[1.],
                [5.]], dtype=float32)
     """
-    return _ops.reuse_tf_sparse_scatter(table, _ids("ids", ids), rows)
+    table = tf.convert_to_tensor(table)
+    return _ops.reuse_tf_sparse_scatter(
+        table, _ids("ids", ids), _of_dtype("rows", rows, table.dtype)
+    )
+
+
+def _of_dtype(name, values, dtype):
+    """A tensor of a dtype, of values that are of it, or bare numbers.
+
+    Values of one floating dtype may be given for another one, as elsewhere in
+    TensorFlow. An integer would be cut off.
+    """
+    given = getattr(values, "dtype", dtype)
+    if given != dtype and not (
+        isinstance(values, np.ndarray | np.generic)
+        and given.kind == "f"
+        and dtype.is_floating
+    ):
+        raise ValueError(
+            f"Expected `{name}` to be {dtype.name}. Received: "
+            f"{tf.as_dtype(given).name}"
+        )
+    try:
+        tensor = tf.convert_to_tensor(values, dtype)
+        is_held = hasattr(values, "dtype") or not dtype.is_integer
+        if is_held or np.array_equal(values, tf.get_static_value(tensor)):
+            return tensor
+    except (OverflowError, TypeError):
+        pass
+    raise ValueError(
+        f"Expected `{name}` to be {dtype.name}. Received: {values!r}"
+    )
 
 
 def _ids(name, values):
@@ -137,21 +168,31 @@ def changed_positions(
         dilation_rate: Integer, or two.
         threshold: If 0, pixels are compared bit by bit. Otherwise a pixel has
             changed if one of its values differs by more than this, or is NaN.
+            A finite number that is not negative.
 
     Returns:
         A tuple `(positions, seen)`. `positions` is int32 `[M]`, ascending, and
         counts the output positions through the batch:
         `(n * output_height + y) * output_width + x`. `seen` is what to
         remember for the next call: the old one with the changed pixels
-        replaced, so that it is never off by more than the threshold.
+        replaced, so that it is never off by more than the threshold. They
+        have no gradient.
 
     Raises:
         tf.errors.InvalidArgumentError: If a shape is not as above.
         ValueError: If an argument is not as above.
     """
+    inputs = tf.convert_to_tensor(inputs)
+    if not isinstance(threshold, (int, float, np.number)) or not (
+        0 <= threshold < np.inf
+    ):
+        raise ValueError(
+            "Expected `threshold` to be a finite number that is not negative. "
+            f"Received: threshold={threshold!r}"
+        )
     return _ops.reuse_tf_changed_positions(
         inputs,
-        seen,
+        _of_dtype("seen", seen, inputs.dtype),
         kernel_size=_pair("kernel_size", kernel_size),
         strides=_pair("strides", strides),
         padding=str(padding).upper(),
@@ -357,6 +398,11 @@ def _content_product_grad(op, gradient):
 @tf.RegisterGradient("ReuseTF>RunnerStep")
 def _runner_step_grad(op, *_):
     # Steps are constants, in a graph too, where variables are inputs.
+    return [None] * len(op.inputs)
+
+
+@tf.RegisterGradient("ReuseTF>ChangedPositions")
+def _changed_positions_grad(op, *_):
     return [None] * len(op.inputs)
 
 

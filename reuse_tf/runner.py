@@ -425,7 +425,10 @@ class Runner:
                 called.on_predict_batch_begin(number)
                 parts.append(stream.outputs_of(frames))
                 self._last = runner._last
-                called.on_predict_batch_end(number, {"outputs": parts[-1]})
+                outputs = parts[-1]
+                if callbacks:  # They may write into what they are given.
+                    outputs = keras.tree.map_structure(np.copy, outputs)
+                called.on_predict_batch_end(number, {"outputs": outputs})
                 if self.model.stop_predicting:
                     break
         finally:

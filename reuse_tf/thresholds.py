@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -54,9 +54,9 @@ class FoundThresholds(NamedTuple):
 
 
 def relative_error(
-    reference: Sequence[ArrayLike],
-    outputs: Sequence[ArrayLike],
-    before: Sequence[ArrayLike] | None = None,
+    reference: Any,
+    outputs: Any,
+    before: Any = None,
 ) -> float:
     """Computes how far outputs are off, relative to how much they vary.
 
@@ -66,20 +66,46 @@ def relative_error(
     value over the frames: 1 is the error of an output that is always the same.
 
     Args:
-        reference: A list of arrays `[T, ...]`, one for each output.
+        reference: A list of arrays `[T, ...]`, one for each output, or, as a
+            model gives them, an array or a dict of arrays. T > 0.
         outputs: Likewise, of the same shapes.
-        before: A list of arrays like `reference`, of other frames. How much
-            outputs vary is then taken of these and `reference` together: in a
-            part of a video in which nothing happens they vary by noise alone.
+        before: Likewise, of other frames. How much outputs vary is then taken
+            of these and `reference` together: in a part of a video in which
+            nothing happens they vary by noise alone.
 
     Returns:
         A float, the largest of all outputs: 0 if all are equal, infinite if one
         that never varies is not, or a value is not finite.
+
+    Raises:
+        ValueError: If an argument is not as above.
     """
+    wanted, got, known = (
+        [np.asarray(array) for array in keras.tree.flatten(arrays)]
+        for arrays in (reference, outputs, [] if before is None else before)
+    )
+    shapes = [array.shape for array in wanted]
+    if not shapes or any(not shape or not shape[0] for shape in shapes):
+        raise ValueError(
+            "Expected `reference` to be arrays [T, ...], T > 0. Received: "
+            f"arrays of shapes {shapes}"
+        )
+    if (received := [array.shape for array in got]) != shapes:
+        raise ValueError(
+            f"Expected `outputs` to be of the shapes of `reference`, {shapes}. "
+            f"Received: {received}"
+        )
+    of_frame = [shape[1:] for shape in shapes]
+    received = [array.shape for array in known]
+    if before is not None and [s[1:] for s in received] != of_frame:
+        raise ValueError(
+            "Expected `before` to be of the shapes of `reference`, but for T, "
+            f"{shapes}. Received: {received}"
+        )
     error = RunningError()
     if before is not None:
-        error.vary(before)
-    error.add(reference, outputs)
+        error.vary(known)
+    error.add(wanted, got)
     return error.value
 
 
@@ -225,9 +251,9 @@ def find_thresholds(
 def _acceptance(tolerance):
     """A function of reference and outputs that tells whether these will do."""
     if callable(tolerance):
-        # The reference serves again.
+        # Both serve again.
         return lambda reference, outputs, margin=1, before=None: bool(
-            tolerance([*map(read_only, reference)], outputs)
+            tolerance([*map(read_only, reference)], [*map(read_only, outputs)])
         )
     if (
         isinstance(tolerance, bool)

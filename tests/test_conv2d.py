@@ -326,7 +326,8 @@ class TestStats:
 
 class TestThreshold:
     @pytest.mark.parametrize(
-        "threshold", [-1, -1e-9, float("nan"), float("inf"), "much", None, []]
+        "threshold",
+        [-1, -1e-9, float("nan"), float("inf"), "much", "0.1", True, None, []],
     )
     def test_bad_values_are_named(self, threshold):
         with pytest.raises(ValueError, match="threshold"):

@@ -494,6 +494,7 @@ class TestChangedPositions:
             (*[tf.zeros([1, 4, 4, 1])] * 2, {"padding": "causal"}),
             (*[tf.zeros([1, 4, 4, 1])] * 2, {"threshold": -1.0}),
             (*[tf.zeros([1, 4, 4, 1])] * 2, {"threshold": float("nan")}),
+            (*[tf.zeros([1, 4, 4, 1])] * 2, {"threshold": float("inf")}),
         ],
     )
     def test_refuses(self, run, inputs, seen, arguments):
@@ -503,6 +504,27 @@ class TestChangedPositions:
                 inputs,
                 seen,
             )
+
+    def test_arrays_are_not_cut_off(self):
+        frames = np.zeros([1, 4, 4, 1], np.uint8)
+        with pytest.raises(ValueError, match="`seen` to be uint8.*float32"):
+            changed_positions(frames, np.full(frames.shape, 0.5, np.float32))
+        table = np.zeros([2, 1], np.uint8)
+        for run in lambda f: f, tf.function:
+            for rows in np.int32([[300]]), [[1.7]], [[300]]:
+                with pytest.raises(ValueError, match="`rows` to be uint8"):
+                    run(sparse_scatter)(table, [0], rows)
+            got = run(lambda: sparse_scatter(table, [0], [[200]]))()
+            np.testing.assert_array_equal(got, [[200], [0]])
+        scattered = sparse_scatter(np.zeros([2, 1], "f"), [0], np.ones([1, 1]))
+        assert scattered.dtype == tf.float32
+
+    def test_no_gradient(self):
+        frames = tf.ones([1, 4, 4, 1])
+        with tf.GradientTape() as tape:
+            tape.watch(frames)
+            _, seen = changed_positions(frames, tf.zeros_like(frames))
+        assert tape.gradient(seen, frames) is None
 
     @pytest.mark.parametrize(
         "inputs, seen, want",

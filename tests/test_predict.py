@@ -325,6 +325,16 @@ class TestProgress:
             assert len(outputs["value"]) == (80 if stop is None else 64)
         assert calls[0] == calls[1]
 
+    def test_callbacks_may_write_into_what_they_are_given(self):
+        class Writing(keras.callbacks.Callback):
+            def on_predict_batch_end(self, batch, logs=None):
+                logs["outputs"] *= 0
+
+        runner = Runner(vector())
+        want = runner.predict(video(), verbose=0)
+        got = runner.predict(video(), verbose=0, callbacks=[Writing()])
+        np.testing.assert_array_equal(got, want)
+
     def test_a_list_of_callbacks(self):
         callback = _Calls()
         callbacks = keras.callbacks.CallbackList([callback])

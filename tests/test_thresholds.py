@@ -579,6 +579,39 @@ def test_relative_error():
     assert reuse_tf.relative_error(want, [want[0], want[1] + 1]) == np.inf
     assert reuse_tf.relative_error([want[0] * np.nan], [want[0]]) == np.inf
     assert reuse_tf.relative_error([want[0] * np.nan] * 2, [want[0]] * 2) > 0
+    # As models give them.
+    for made in lambda x: x[0], lambda x: {"a": x[0], "b": x[1]}:
+        assert reuse_tf.relative_error(made(want), made(off)) > 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        (([np.ones((4, 2))], [np.ones((4, 1))]), "`outputs`"),
+        (([np.ones((4, 2))], [np.ones((4, 2))] * 2), "`outputs`"),
+        (([np.ones((0, 2))], [np.ones((0, 2))]), "`reference`"),
+        (([], []), "`reference`"),
+        ((1.0, 1.0), "`reference`"),
+        ((*[[np.ones((4, 2))]] * 2, [np.ones((3, 1))]), "`before`"),
+    ],
+)
+def test_what_has_no_relative_error_is_refused(arrays, named):
+    with pytest.raises(ValueError, match=f"Expected {named}"):
+        reuse_tf.relative_error(*arrays)
+
+
+def test_a_tolerance_cannot_spoil_what_it_looks_at():
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)]
+    )
+    frames = np.random.default_rng(0).random((12, 6, 6, 1), np.float32)
+
+    def tolerance(reference, outputs):
+        outputs[0] *= 0
+        return True
+
+    with pytest.raises(ValueError, match="read-only"):
+        reuse_tf.find_thresholds(model, frames, tolerance, verbose=False)
 
 
 def test_the_error_so_far_is_that_of_all_frames():
