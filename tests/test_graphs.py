@@ -190,6 +190,49 @@ class TestRun:
         """
         _run_in_a_process(program, None)
 
+    @kinds
+    @pytest.mark.parametrize("within", ["a function", "a dataset"])
+    def test_python_may_write_into_what_it_is_given(self, kind, within):
+        layer, inputs = _layer(kind)
+        plain = plain_twin(layer)
+
+        def scale(outputs):
+            outputs *= 100
+            return outputs
+
+        def scaled(x):
+            x = tf.reshape(layer(x), [2, -1])
+            return tf.numpy_function(scale, [x], tf.float32)
+
+        def from_dataset(x):
+            return next(iter(tf.data.Dataset.from_tensors(x).map(scaled)))
+
+        run = tf.function(scaled) if within == "a function" else from_dataset
+        for _ in range(3):
+            want = plain(inputs)
+            assert_close(run(inputs), 100 * tf.reshape(want, [2, -1]))
+            assert_close(layer(inputs), want)
+            # Assignments come before what comes after them.
+            layer.kernel.assign(layer.kernel * 1.25)
+            plain.kernel.assign(layer.kernel)
+
+    def test_python_does_not_change_the_order_of_assignments(self):
+        layer, inputs = _layer("conv")
+        plain = plain_twin(layer)
+
+        @tf.function
+        def run(x):
+            layer.kernel.assign(layer.kernel * 2.0)
+            first = layer(x)
+            layer.kernel.assign(layer.kernel * 2.0)
+            return first, layer(x), tf.numpy_function(np.copy, [x], tf.float32)
+
+        for _ in range(2):
+            got = run(inputs)
+            for outputs in got[:2]:
+                plain.kernel.assign(plain.kernel * 2.0)
+                assert_close(outputs, plain(inputs))
+
 
 class TestSaved:
     """A model goes where this package is not, and comes back to where it is."""

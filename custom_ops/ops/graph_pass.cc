@@ -54,10 +54,33 @@ std::optional<NameAttrList> Implements(const FunctionDef* function) {
 
 using Output = std::pair<Node*, int>;
 
-// Adds the op, with the state that it works on.
-absl::Status AddOp(Graph* graph, const NameAttrList& implements,
+// Whether a node has Python compute with NumPy arrays. TensorFlow lets it write
+// into those that it is given.
+bool IsPython(const std::string& op) {
+  return op == "PyFunc" || op == "PyFuncStateless";
+}
+
+bool CallsPython(const tensorflow::GraphOptimizationPassOptions& options) {
+  for (const Node* node : (*options.graph)->op_nodes()) {
+    if (IsPython(node->type_string())) return true;
+  }
+  if (options.flib_def == nullptr) return false;
+  for (const std::string& name : options.flib_def->ListFunctionNames()) {
+    const FunctionDef* function = options.flib_def->Find(name);
+    if (function == nullptr) continue;
+    for (const NodeDef& node : function->node_def()) {
+      if (IsPython(node.op())) return true;
+    }
+  }
+  return false;
+}
+
+// Adds the op, with the state that it works on, to run after the nodes
+// `before`. With `copy`, what it gives is not what the state keeps.
+absl::Status AddOp(Graph* graph, const NameAttrList& implements, bool copy,
                    const std::string& name, const std::string& device,
-                   const std::vector<Output>& inputs, Node** op) {
+                   const std::vector<Output>& inputs,
+                   const std::vector<Node*>& before, Node** op) {
   absl::Status status;
   NodeDef state_def;
   state_def.set_name(graph->NewName(name + "/state"));
@@ -67,7 +90,7 @@ absl::Status AddOp(Graph* graph, const NameAttrList& implements,
   Node* const state = graph->AddNode(state_def, &status);
   TF_RETURN_IF_ERROR(status);
   NodeDef def;
-  def.set_name(name);
+  def.set_name(copy ? graph->NewName(name + "/incremental") : name);
   def.set_op("ReuseTF>" + implements.name());
   def.set_device(device);
   *def.mutable_attr() = implements.attr();
@@ -80,11 +103,22 @@ absl::Status AddOp(Graph* graph, const NameAttrList& implements,
   for (size_t i = 0; i < inputs.size(); ++i) {
     graph->AddEdge(inputs[i].first, inputs[i].second, *op, i + 1);
   }
+  for (Node* node : before) graph->AddControlEdge(node, *op);
+  if (!copy) return absl::OkStatus();
+  NodeDef copy_def;
+  copy_def.set_name(name);
+  copy_def.set_op("DeepCopy");
+  copy_def.set_device(device);
+  (*copy_def.mutable_attr())["T"].set_type(tensorflow::DT_FLOAT);
+  Node* const kept = *op;
+  *op = graph->AddNode(copy_def, &status);
+  TF_RETURN_IF_ERROR(status);
+  graph->AddEdge(kept, 0, *op, 0);
   return absl::OkStatus();
 }
 
 absl::Status ReplaceCall(Graph* graph, const NameAttrList& implements,
-                         Node* call) {
+                         bool copy, Node* call) {
   std::vector<Output> inputs(call->num_inputs());
   std::vector<Node*> before, after;  // by control edges
   std::vector<std::pair<Node*, int>> users;
@@ -106,14 +140,15 @@ absl::Status ReplaceCall(Graph* graph, const NameAttrList& implements,
   const std::string device = call->requested_device();
   graph->RemoveNode(call);
   Node* op = nullptr;
-  TF_RETURN_IF_ERROR(AddOp(graph, implements, name, device, inputs, &op));
-  for (Node* node : before) graph->AddControlEdge(node, op);
+  TF_RETURN_IF_ERROR(
+      AddOp(graph, implements, copy, name, device, inputs, before, &op));
   for (Node* node : after) graph->AddControlEdge(op, node);
   for (const auto& [user, input] : users) graph->AddEdge(op, 0, user, input);
   return absl::OkStatus();
 }
 
-absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements) {
+absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements,
+                         bool copy) {
   std::vector<Output> inputs;
   std::vector<Node*> body;
   Node* result = nullptr;
@@ -138,8 +173,9 @@ absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements) {
   }
   for (Node* node : body) graph->RemoveNode(node);
   Node* op = nullptr;
-  TF_RETURN_IF_ERROR(AddOp(graph, implements, graph->NewName("incremental"),
-                           result->requested_device(), inputs, &op));
+  TF_RETURN_IF_ERROR(AddOp(graph, implements, copy,
+                           graph->NewName("incremental"),
+                           result->requested_device(), inputs, {}, &op));
   graph->AddEdge(op, 0, result, 0);
   // What nothing leads to is removed from a graph.
   for (Node* node : graph->op_nodes()) {
@@ -161,7 +197,7 @@ class IncrementalPass : public tensorflow::GraphOptimizationPass {
     Graph* const graph = options.graph->get();
     if (options.is_function_graph) {
       if (const auto op = Implements(options.function_def)) {
-        return ReplaceBody(graph, *op);
+        return ReplaceBody(graph, *op, CallsPython(options));
       }
     }
     std::vector<std::pair<Node*, NameAttrList>> calls;
@@ -177,8 +213,9 @@ class IncrementalPass : public tensorflow::GraphOptimizationPass {
       if (def == nullptr) def = graph->flib_def().Find(function->func().name());
       if (const auto op = Implements(def)) calls.push_back({node, *op});
     }
+    const bool copy = !calls.empty() && CallsPython(options);
     for (const auto& [call, op] : calls) {
-      TF_RETURN_IF_ERROR(ReplaceCall(graph, op, call));
+      TF_RETURN_IF_ERROR(ReplaceCall(graph, op, copy, call));
     }
     return absl::OkStatus();
   }
