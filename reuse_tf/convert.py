@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -178,6 +179,9 @@ class _Copies:
         if getattr(layer, "quantization_mode", None) and cls in _TWINS.values():
             cls = type(layer)
         for part in (layer, *_parts(layer)):
+            # What a model has of its own is more.
+            if isinstance(part, keras.Model):
+                continue
             if replaced := internals.replaced_method(part):
                 raise ValueError(
                     f"Layer {part.name!r} ({type(part).__name__}) cannot be "
@@ -248,8 +252,8 @@ def _from_config(cls, layer):
         config["activation"] = None  # Keras puts none into a config.
     if cls is keras.layers.Conv2D:
         config.pop("threshold", None)  # The incremental one's alone.
-    known = {type(part).__name__: type(part) for part in _parts(layer)}
-    with keras.saving.custom_object_scope(known | stand_ins.functions):
+    known = _custom_objects(layer) | stand_ins.functions
+    with keras.saving.custom_object_scope(known):
         if not isinstance(layer, keras.layers.Lambda):
             return cls.from_config(config)
         # Its `from_config` takes no function as it is.
@@ -260,6 +264,17 @@ def _from_config(cls, layer):
         if output_shape is not None:
             config["output_shape"] = output_shape
         return cls(**config)
+
+
+def _custom_objects(layer):
+    """The classes and functions that the config of a layer may name."""
+    known = {}
+    for part in _parts(layer):
+        known[type(part).__name__] = type(part)
+        for function in vars(part).values():
+            if isinstance(function, types.FunctionType):
+                known[function.__name__] = function
+    return known
 
 
 class _StandIns:

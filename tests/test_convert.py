@@ -495,6 +495,16 @@ class TestFunctions:
             "within a layer": lambda: keras.layers.TimeDistributed(
                 keras.layers.Lambda(_tripled)
             ),
+            "within a model within a layer": lambda: (
+                keras.layers.TimeDistributed(
+                    keras.Sequential(
+                        [
+                            keras.Input((9, 3)),
+                            keras.layers.Dense(3, activation=_local()),
+                        ]
+                    )
+                )
+            ),
             "another name": lambda: Holding(lambda x: 3 * x, "serialized"),
             "as it is": lambda: Holding(tf.exp, "raw"),
             "in a dict": lambda: Holding(lambda x: 3 * x, "in a dict"),
@@ -530,6 +540,13 @@ class TestFunctions:
 
         with pytest.raises(ValueError, match="'mine' \\(Opaque\\)"):
             convert(_with(Opaque(_tripled), keras.layers.Dense(2)))
+
+
+def _local():
+    def local(x):
+        return 3 * x
+
+    return local
 
 
 class Holding(keras.layers.Layer):
