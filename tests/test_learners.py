@@ -13,7 +13,7 @@ from reuse_tf.learning.settings import Settings
 
 COMMAND = [
     *("benchmark", "learners", "--games=Pong", "--num_envs=1"),
-    *("--updates=2", "--threads=1"),
+    "--updates=2",
 ]
 # Answers as the program does which needs Stable-Baselines3.
 RIVAL = """
@@ -48,7 +48,7 @@ def test_they_are_measured_and_kept(capsys, tmp_path):
     assert [row["learner"] for row in rows] == ["reuse", "plain", "emulator"]
     for row in rows:
         assert row["algorithm"] == "ppo" and row["game"] == "Pong"
-        assert row["steps"] == "256" and row["threads"] == "1"
+        assert row["steps"] == "256" and int(row["threads"]) >= 1
         assert float(row["seconds"]) > 0 < float(row["processor_seconds"])
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]

@@ -12,12 +12,6 @@ import json
 import sys
 import time
 
-import ale_py
-import gymnasium
-import stable_baselines3
-import torch
-from stable_baselines3.common import callbacks, env_util, vec_env
-
 
 def serve(lines, out):
     """Learns as it is told to.
@@ -31,6 +25,13 @@ def serve(lines, out):
             all else is of the name that it has in this package's `Settings`.
         out: A file to write lines to.
     """
+    # Here rather than above, as few install them.
+    import ale_py
+    import gymnasium
+    import stable_baselines3
+    import torch
+    from stable_baselines3.common import env_util, vec_env
+
     lines = iter(lines)
     settings = json.loads(next(lines))
     torch.set_num_threads(settings["threads"])
@@ -66,28 +67,21 @@ def serve(lines, out):
         device="cpu",
     )
     for _ in lines:
-        returns = _Returns()
-        model.learn(steps, callback=returns, reset_num_timesteps=False)
+        returns = []
+
+        def collect(step, _, returns=returns):
+            for info in step["infos"]:
+                if "episode" in info:
+                    returns.append(float(info["episode"]["r"]))
+            return True
+
+        model.learn(steps, callback=collect, reset_num_timesteps=False)
         reply = {
             "steps": steps,
-            "returns": returns.found,
+            "returns": returns,
             "processor_seconds": time.process_time(),
         }
         print(json.dumps(reply), file=out, flush=True)
-
-
-class _Returns(callbacks.BaseCallback):
-    """Collects the returns of games that end."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def _on_step(self):
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                self.found.append(float(info["episode"]["r"]))
-        return True
 
 
 if __name__ == "__main__":
