@@ -20,8 +20,6 @@ _TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
     keras.layers.Dense: IncrementalDense,
 }
-# Methods that Keras gives each layer of its own.
-_OF_KERAS = ("build", "quantize")
 
 
 def convert(
@@ -301,7 +299,7 @@ class _StandIns:
             stand_in = object.__new__(type(value))
             self._made[id(value)] = value, stand_in
             held = {
-                name: part if name in _OF_KERAS else self.of(part)
+                name: part if name in internals.OF_EACH_LAYER else self.of(part)
                 for name, part in vars(value).items()
             }
             if held.get("activation", held) is None:

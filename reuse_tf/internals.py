@@ -17,6 +17,7 @@ from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
 
 __all__ = [
+    "OF_EACH_LAYER",
     "CustomScaleLayer",
     "Functional",
     "LayerScale",
@@ -32,6 +33,10 @@ __all__ = [
     "replaced_method",
     "sublayers",
 ]
+
+
+# Methods that Keras gives each layer of its own.
+OF_EACH_LAYER = {"build", "quantize"}
 
 
 class Call(NamedTuple):
@@ -84,9 +89,9 @@ def as_it_is(function):
 def replaced_method(layer):
     """A method that a layer has instead of that of its class, or None.
 
-    Relies on Keras giving each layer but `build` and `quantize` of its own.
+    Relies on Keras giving each layer but `OF_EACH_LAYER` of its own.
     """
-    for name in vars(layer).keys() - {"build", "quantize"}:
+    for name in vars(layer).keys() - OF_EACH_LAYER:
         if inspect.isfunction(getattr(type(layer), name, None)):
             return name
     return None
