@@ -24,7 +24,7 @@ from absl import flags
 
 from reuse_tf import atari, process
 from reuse_tf.atari.games import full_id
-from reuse_tf.benchmark import report
+from reuse_tf.benchmark import report, timing
 from reuse_tf.learning.progress import RECENT, Bar, Progress
 from reuse_tf.learning.settings import Settings
 from reuse_tf.learning.training import ALGORITHMS
@@ -238,12 +238,10 @@ def measure(settings, learners, updates, threads):
             stack.callback(one.close)
             one.update()
         turns = {learner: [] for learner in learners}
-        names = list(learners)
         for i in range(updates):
-            # The order rotates, as in `timing.alternate`; but the garbage
-            # collector may run, as where people learn.
-            first = i % len(names)
-            for learner in names[first:] + names[:first]:
+            # As `timing.alternate` does; but the garbage collector may run, as
+            # where people learn.
+            for learner in timing.rotated(learners, i):
                 one = playing[learner]
                 processor, wall = one.processor_seconds(), time.perf_counter()
                 steps, returns = one.update()

@@ -53,14 +53,24 @@ def alternate(functions, rounds, warm_up=1, turn=1):
     gc.disable()
     try:
         for begin in range(0, rounds, turn):
-            first = begin // turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in rotated(names, begin // turn):
                 for i in range(begin, min(rounds, begin + turn)):
                     _time(name, functions[name], i, turns)
     finally:
         if collects:
             gc.enable()
     return turns
+
+
+def rotated(names, number):
+    """Returns the order of a round of turns, of which each name begins some.
+
+    Args:
+        names: A list.
+        number: That of the round, from 0 on.
+    """
+    first = number % len(names)
+    return names[first:] + names[:first]
 
 
 def _time(name, function, i, turns):
