@@ -616,8 +616,8 @@ class Runner:
         """Has `step` leave the structure of its frames behind, from now on.
 
         Then `recorded` need not search the frames again. Clears the tables,
-        so that the recording holds only what follows. A recording under way
-        is dropped.
+        so that the recording holds only what follows, and stays with content
+        reuse meanwhile. A recording under way is dropped.
 
         Args:
             dtype: That of the frames to come, uint8 or float32.
@@ -648,11 +648,11 @@ class Runner:
             The `Structure` of all frames that were stepped since `record` was
             called, in the order of the steps, and within a step in that of
             the streams. None if the tables were cleared in between, because
-            one was full, weights changed, or content reuse did not pay; if
-            the model merges vectors into maps; if there are thresholds; if
-            tiles changed more than 16 million times, or showed more than 4
-            million contents; if nothing was stepped, or frames of another
-            dtype were; or if there is no recording.
+            one was full or weights changed; if the model merges vectors into
+            maps; if there are thresholds; if tiles changed more than 16 million
+            times, or showed more than 4 million contents; if nothing was
+            stepped, or frames of another dtype were; or if there is no
+            recording.
         """
         state, self._recorded = self._recorded, None
         if state is None:

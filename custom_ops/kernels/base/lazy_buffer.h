@@ -46,13 +46,6 @@ class LazyBuffer {
     UseHugePages(data, bytes);
     data_ = std::unique_ptr<T[], Unmap>(static_cast<T*>(data), Unmap{bytes});
   }
-  // Has the system hand out all pages now, where it can.
-  void Touch() {
-#if defined(MADV_POPULATE_WRITE)
-    if (data_ == nullptr) return;
-    madvise(data(), data_.get_deleter().bytes, MADV_POPULATE_WRITE);
-#endif
-  }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
 

@@ -199,20 +199,12 @@ void Network::Restart(std::vector<Reuse> reuse) {
   }
   for (Sum& sum : sums_) {
     if (reuse_[sum.map] == Reuse::kTemporal) {
-      sum.Forget();
+      sum.tiles = {};
       continue;
     }
     if (sum.tiles.data() == nullptr) {
       sum.tiles = LazyBuffer<float>(
           Product({sum.shown->max_contents, sum.tree.units()}));
-    }
-    const int64_t max_pairs = MaxPairs(sum);
-    if (sum.pairs != nullptr) {
-      sum.pairs->Clear();
-    } else if (max_pairs > 0) {
-      sum.pairs =
-          std::make_unique<InternTable>(2, max_pairs, options_.hash_mask);
-      sum.products = LazyBuffer<float>(Product({max_pairs, sum.tree.units()}));
     }
   }
   whole_ = true;
@@ -231,7 +223,7 @@ void Network::MakeTemporal(int64_t map) {
   reuse_[map] = Reuse::kTemporal;
   structure_.MakeTemporal(map);
   for (Sum& sum : sums_) {
-    if (sum.map == map) sum.Forget();
+    if (sum.map == map) sum.tiles = {};
   }
 }
 
@@ -446,7 +438,7 @@ void Network::Release() {
   for (auto& rows : temporal_rows_) rows = std::vector<float>();
   for (Sum& sum : sums_) {
     sum.trees = std::vector<float>();
-    sum.Forget();
+    sum.tiles = {};
   }
   structure_.Release();
   Restart(start_);
@@ -568,11 +560,8 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
     return row(sum->map, change.stream * leaves + change.leaf);
   };
   float* trees = sum->trees.data();
-  sum->made = changes.size();
   if (node.kind == Node::kGlobal) {
     tree.CopyLeaves(changes, row_of, trees);
-  } else if (sum->pairs != nullptr && sum->made <= sum->pairs->max_rows()) {
-    ComputePairs(sum, parallel);
   } else {
     tree.ComputeLeaves(changes, row_of, weights.matrix, set_, parallel, trees);
   }
@@ -593,47 +582,6 @@ void Network::ComputeSum(Sum* sum, int64_t streams,
     }
     weights.ops.Apply(values, units);
   }
-}
-
-// The leaves that changed, of which those of pairs that were seen before are
-// known.
-void Network::ComputePairs(Sum* sum, const ParallelFor& parallel) {
-  const int64_t leaves = graph_.nodes[sum->map].pixels();
-  const int64_t channels = graph_.nodes[sum->map].channels;
-  const int64_t units = sum->tree.units();
-  const auto& changes = sum->changes;
-  const int64_t count = changes.size();
-  InternTable* table = sum->pairs.get();
-  if (table->size() + count > table->max_rows()) table->Clear();
-  const int64_t known = table->size();
-  // All are used soon, and to get them page by page takes longer than to
-  // compute what is in them.
-  if (known == 0) sum->products.Touch();
-  sum->pair_keys.clear();
-  for (const LeafChange& at : changes) {
-    sum->pair_keys.push_back(at.leaf);
-    sum->pair_keys.push_back(
-        structure_.id(sum->map, at.stream * leaves + at.leaf));
-  }
-  sum->pair_ids.resize(count);
-  table->Intern(sum->pair_keys.data(), count, sum->pair_ids.data());
-  const float* rows = content_rows_[sum->map].data();
-  const float* matrix = weights_[sum->node].matrix;
-  sum->made = table->size() - known;
-  float* products = sum->products.data();
-  // In the order of the changes, and so in that of the leaves.
-  LeafWeights(matrix, leaves * channels, channels, units)
-      .Multiply(
-          sum->made, [=](int64_t i) { return table->key(known + i)[0]; },
-          [=](int64_t i) { return rows + table->key(known + i)[1] * channels; },
-          [=](int64_t i) { return products + (known + i) * units; }, set_,
-          parallel);
-  sum->tree.CopyLeaves(
-      changes,
-      [&](const LeafChange& at) {
-        return products + sum->pair_ids[&at - changes.data()] * units;
-      },
-      sum->trees.data());
 }
 
 // Sums up new tiles, takes the others from memory, and sums up what depends on
@@ -689,16 +637,6 @@ void Network::WriteOutput(int64_t index, int64_t streams, float* output,
   }
 }
 
-int64_t Network::MaxPairs(const Sum& sum) const {
-  if (graph_.nodes[sum.node].kind != Node::kDense ||
-      Cost(sum.node) < options_.wide) {
-    return 0;
-  }
-  // With its key and slots.
-  const int64_t pairs = options_.pair_bytes / (4 * sum.tree.units() + 40);
-  return options_.max_rows > 0 ? std::min(options_.max_rows, pairs) : pairs;
-}
-
 int64_t Network::Cost(size_t index) const {
   const Node& node = graph_.nodes[index];
   if (node.kind == Node::kConv) return graph_.KernelSize(node);
@@ -713,7 +651,6 @@ void Network::CountStep() {
   stats_.frames += streams;
   ++recent_frames_;
   ++pause_frames_;
-  auto sum = sums_.begin();
   for (size_t i = 0; i < graph_.nodes.size(); ++i) {
     const Node& node = graph_.nodes[i];
     // Of sums the positions are those that are summed up.
@@ -722,7 +659,7 @@ void Network::CountStep() {
     const int64_t changed = map.any_changed ? map.changed.Count() : 0;
     int64_t made = map.rows.count;
     if (summed) {
-      made = (sum++)->made;
+      made = map.positions.size();
     } else if (map.rows.raw_stride == 1) {
       made = 0;  // Rows of bytes are made once.
     }
@@ -747,7 +684,8 @@ void Network::ForgetRecent() {
 }
 
 void Network::AdaptReuse() {
-  if (options_.reuse != Choice::kAuto) return;
+  // What is recorded is content reuse, which would be searched for later.
+  if (options_.reuse != Choice::kAuto || !recorders_.empty()) return;
   if (reuse_ != start_ && pause_frames_ >= kPause) {
     ++stats_.switches;
     pause_frames_ = 0;
@@ -774,7 +712,6 @@ void Network::AdaptReuse() {
   if (switched) {
     ++stats_.switches;
     pause_frames_ = 0;
-    recorders_.clear();
   }
   ForgetRecent();
 }

@@ -38,9 +38,6 @@ class Network {
     int64_t max_rows = 0;  // of each table; 0: about 400 MB in all
     uint64_t hash_mask = ~uint64_t{};
     int64_t tile_bytes = 96 << 20;  // that sums of tiles may take
-    // Of dense layers with so many weights for each position, products are kept
-    // by position and row, in so many bytes each.
-    int64_t wide = 1 << 13, pair_bytes = 32 << 20;
   };
 
   Network(const Graph& graph, const Options& options);
@@ -70,16 +67,16 @@ class Network {
   void Reset();
 
   // Records the structure of all steps from the next one on. Clears the tables
-  // then, so that the recording holds only what follows. A recording under way
-  // is dropped.
+  // then, so that the recording holds only what follows, and stays with content
+  // reuse meanwhile. A recording under way is dropped.
   void Record() {
     recording_ = Recording::kAsked;
     recorders_.clear();
   }
   // What was recorded of each shown map, for once: nothing if nothing was asked
   // for or nothing was stepped since; if the tables were cleared in between,
-  // because one was full, weights changed, or content reuse did not pay; if a
-  // map is never of content reuse; or if it became too large.
+  // because one was full or weights changed; if a map is never of content
+  // reuse; or if it became too large.
   std::vector<EpisodeRecorder> TakeRecording();
   const Structure& structure() const { return structure_; }
   // Forgets all that was computed, weights too, and gives its memory back.
@@ -105,13 +102,6 @@ class Network {
   struct Sum {
     Sum(const Graph& graph, int32_t node, const Tiles& tiles);
 
-    // Gives up what is known by content.
-    void Forget() {
-      tiles = {};
-      pairs.reset();
-      products = {};
-    }
-
     const int32_t node, map;
     // Null if the map is one of a value a frame.
     const Structure::Shown* shown = nullptr;
@@ -120,12 +110,6 @@ class Network {
     std::vector<float> trees;  // [streams, nodes, units]
     // Content reuse: the sums of tiles, by the number of what they show.
     LazyBuffer<float> tiles;
-    // Content reuse, of a wide layer: rows times the weights of positions,
-    // kept by (position, row), [pairs, units].
-    std::unique_ptr<InternTable> pairs;
-    LazyBuffer<float> products;
-    std::vector<int32_t> pair_keys, pair_ids;  // of `changes`
-    int64_t made = 0;  // leaves that were computed in the last step
     std::vector<LeafChange> changes;
   };
 
@@ -148,7 +132,6 @@ class Network {
   void ComputeRows(size_t node, const ParallelFor& parallel);
   void ComputeMap(size_t node);
   void ComputeSum(Sum* sum, int64_t streams, const ParallelFor& parallel);
-  void ComputePairs(Sum* sum, const ParallelFor& parallel);
   void UpdateTiles(Sum* sum);
   void WriteOutput(int64_t node, int64_t streams, float* output, bool kept);
   void CountStep();
@@ -162,8 +145,6 @@ class Network {
     return rows(map) +
            structure_.id(map, position) * graph_.nodes[map].channels;
   }
-  // How many products are kept of a dense layer: 0 if it is narrow.
-  int64_t MaxPairs(const Sum& sum) const;
   // Multiply-adds for one row of a node.
   int64_t Cost(size_t node) const;
 

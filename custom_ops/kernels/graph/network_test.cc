@@ -329,7 +329,6 @@ Network::Options Options(Choice reuse, int64_t max_rows = 20000,
   options.max_rows = max_rows;
   options.hash_mask = hash_mask;
   options.tile_bytes = tile_bytes;
-  options.wide = 1;  // All dense layers are.
   return options;
 }
 
@@ -352,11 +351,6 @@ void TestNetworks(int cases) {
       add(Options(Choice::kAuto, max_rows));
     }
     add(Options(Choice::kContent, 20000, ~uint64_t{}, 0));
-    Network::Options options = Options(Choice::kContent);
-    options.pair_bytes = random.Int(1, 2000);
-    add(options);
-    options.wide = 1 << 20;  // None is.
-    add(options);
     std::vector<std::vector<std::vector<float>>> kept(networks.size());
     Video video(graph.frame, random.Int(1, 5), i);
     Weights moved;
