@@ -82,21 +82,33 @@ class Optimizer:
             )
         self.variables = variables
         self._optimizer = optimizer
-        self._clip_norm = clip_norm
         optimizer.build(variables)
 
         @tf.function(
             jit_compile=not isinstance(optimizer, Adam), autograph=False
         )
-        def apply(gradients, scale):
-            if clip_norm is not None:
-                gradients = [g * scale for g in gradients]
-            optimizer.apply(gradients, variables)
-            return [tf.nn.l2_loss(v) for v in variables]
+        def apply(gradients):
+            norm = tf.linalg.global_norm(gradients)
+
+            def update():
+                clipped = gradients
+                if clip_norm is not None:
+                    # At most 1, and not 0 / 0.
+                    scale = clip_norm / tf.maximum(norm, clip_norm)
+                    clipped = [g * scale for g in gradients]
+                optimizer.apply(clipped, variables)
+                return tf.stack([tf.nn.l2_loss(v) for v in variables])
+
+            squares = tf.cond(
+                tf.math.is_finite(norm),
+                update,
+                lambda: tf.zeros(len(variables)),
+            )
+            return norm, squares
 
         # Compiled here and not at the first update: a step with gradients of
         # zero, of which the count of steps is all that remains.
-        apply([tf.zeros_like(v) for v in variables], tf.constant(1.0))
+        apply([tf.zeros_like(v) for v in variables])
         optimizer.iterations.assign(0)
         self._apply = apply
 
@@ -114,18 +126,17 @@ class Optimizer:
                 the variables are left as they were, or if a variable is not
                 finite any more.
         """
-        norm = float(tf.linalg.global_norm(gradients))
+        norm, squares = self._apply(gradients)
+        norm = float(norm)
         if not np.isfinite(norm):
             raise FloatingPointError(
                 f"the norm of the gradient is not finite: {norm}"
             )
-        scale = 1.0
-        if self._clip_norm is not None and norm > self._clip_norm:
-            scale = self._clip_norm / norm
-        sums = self._apply(gradients, tf.constant(scale))
-        for variable, squares in zip(self.variables, sums, strict=True):
+        for variable, number in zip(
+            self.variables, squares.numpy(), strict=True
+        ):
             # Squares of finite ones may not be finite.
-            if not np.isfinite(squares) and not np.isfinite(variable).all():
+            if not np.isfinite(number) and not np.isfinite(variable).all():
                 raise FloatingPointError(
                     f"the weights {variable.path!r} are not finite any more"
                 )

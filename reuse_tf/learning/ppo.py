@@ -358,6 +358,11 @@ class PPO:
             epsilon=_EPSILON,
         )
         self._gradient = None
+        self._normalize = tf.function(
+            normalize_advantages,
+            autograph=False,
+            input_signature=[tf.TensorSpec([None])],
+        )
         # The same memory for each of them.
         self._rollout = Rollout.empty(
             settings.num_steps,
@@ -516,7 +521,7 @@ class PPO:
         ):
             good = advantages[numbers]
             if settings.algorithm != "a2c":
-                good = normalize_advantages(good).numpy()
+                good = self._normalize(good).numpy()
             gradients, scalars = self._differentiate(
                 frames,
                 [good[mine], *(column[own] for column in columns)],
