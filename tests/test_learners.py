@@ -66,6 +66,53 @@ def test_they_are_measured_and_kept(capsys, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_rows_on_the_way_are_written_as_they_come(monkeypatch, tmp_path):
+    path = tmp_path / "learners.csv"
+    rows = {
+        number: {
+            "steps": 10 * number,
+            "seconds": number,
+            "processor_seconds": number,
+            "episodes": 0,
+            "mean_return": "",
+        }
+        for number in (2, 4, 5)
+    }
+
+    def measure(settings, chosen, updates, threads):
+        assert updates == [2, 4, 5]
+        for number in updates:
+            if number == 5 and not path.with_name("go on").exists():
+                raise RuntimeError("killed")
+            yield number, dict.fromkeys(chosen, rows[number])
+
+    monkeypatch.setattr(learners, "measure", measure)
+    command = [
+        *("benchmark", "learners", "--games=Pong", "--learners=reuse,plain"),
+        *("--updates=5", "--every=2", f"--out={path}"),
+    ]
+
+    def written():
+        with path.open(encoding="utf-8") as file:
+            return [
+                (row["updates"], row["learner"], row["steps"])
+                for row in csv.DictReader(file)
+            ]
+
+    with pytest.raises(RuntimeError, match="killed"):
+        program.main(command)
+    first = [
+        (number, learner, steps)
+        for number, steps in (("2", "20"), ("4", "40"))
+        for learner in ("reuse", "plain")
+    ]
+    assert written() == first
+    path.with_name("go on").touch()
+    learners.FLAGS.unparse_flags()
+    program.main(command)
+    assert written() == [*first, ("5", "reuse", "50"), ("5", "plain", "50")]
+
+
 def test_one_reuses_and_the_other_does_not():
     kinds = {"reuse": evaluators.Reusing, "plain": evaluators.Plain}
     for name, kind in kinds.items():
@@ -92,16 +139,20 @@ def test_another_process_takes_its_turns(monkeypatch, tmp_path):
     path.write_text(RIVAL, encoding="utf-8")
     monkeypatch.setattr(learners, "_STABLE_BASELINES", path)
     of_two = settings(game="Breakout", num_envs=2)
-    (row,) = learners.measure(of_two, ["sb3"], 2, 1).values()
-    assert row == {
-        "steps": 512,
-        "seconds": row["seconds"],
-        "processor_seconds": 5.0,
-        "episodes": 2,
-        "mean_return": 1.5,
-    }
+    measured = list(learners.measure(of_two, ["sb3"], [1, 2], 1))
+    for number, (steps, seconds, episodes, mean) in zip(
+        (1, 2), ((256, 2.5, 1, 1.0), (512, 5.0, 2, 1.5)), strict=True
+    ):
+        (row,) = dict(measured)[number].values()
+        assert row == {
+            "steps": steps,
+            "seconds": row["seconds"],
+            "processor_seconds": seconds,
+            "episodes": episodes,
+            "mean_return": mean,
+        }
     with pytest.raises(RuntimeError, match="has ended"):
-        learners.measure(of_two, ["sb3"], 3, 1)
+        list(learners.measure(of_two, ["sb3"], [3], 1))
 
 
 def test_stable_baselines_learns():
@@ -131,6 +182,7 @@ def test_stable_baselines_learns():
         (["--games=Pnog"], "Pong"),
         (["--games="], "games"),
         (["--updates=0"], "updates"),
+        (["--every=0"], "every"),
         (["--num_envs=0"], "num_envs"),
         (["--algorithm=dqn"], "algorithm"),
     ],

@@ -10,6 +10,7 @@ measured.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -57,6 +58,13 @@ CHOSEN = flags.DEFINE_list(
     flag_values=FLAGS,
 )
 UPDATES = report.define_count(FLAGS, "updates", 20, "Updates of each learner.")
+EVERY = report.define_count(
+    FLAGS,
+    "every",
+    None,
+    "Updates after each of which there is a row too, for curves. By default "
+    "there is one at the end.",
+)
 NUM_ENVS = report.define_count(
     FLAGS, "num_envs", 8, "Environments that are played at once."
 )
@@ -222,14 +230,16 @@ def measure(settings, learners, updates, threads):
     Args:
         settings: `Settings`.
         learners: Some of `LEARNERS`.
-        updates: How many of each are timed, after a first one that is not, as
-            it compiles what the others use.
+        updates: A list of numbers that grow: how many updates of each are
+            timed, after a first one that is not, as it compiles what the others
+            use.
         threads: Threads that each computes with.
 
-    Returns:
-        By learner, a dict: `steps`; their `seconds` and `processor_seconds`;
-        the number of `episodes` that ended meanwhile, and the `mean_return` of
-        the last 100 of these.
+    Yields:
+        For each number, it and a dict by learner of dicts, of all updates so
+        far: `steps`; their `seconds` and `processor_seconds`; the number of
+        `episodes` that ended meanwhile, and the `mean_return` of the last 100
+        of these.
     """
     with contextlib.ExitStack() as stack:
         playing = {}
@@ -238,7 +248,7 @@ def measure(settings, learners, updates, threads):
             stack.callback(one.close)
             one.update()
         turns = {learner: [] for learner in learners}
-        for i in range(updates):
+        for i in range(updates[-1]):
             # As `timing.alternate` does; but the garbage collector may run, as
             # where people learn.
             for learner in timing.rotated(learners, i):
@@ -253,7 +263,8 @@ def measure(settings, learners, updates, threads):
                         returns,
                     )
                 )
-    return {learner: _row(turns[learner]) for learner in learners}
+            if i + 1 in updates:
+                yield i + 1, {name: _row(turns[name]) for name in learners}
 
 
 def _row(turns):
@@ -313,6 +324,8 @@ def main():
     environment = report.environment()
     environment["stable_baselines3"] = _version_of_rival()
     threads = environment["threads"]
+    every = EVERY.value or UPDATES.value
+    updates = [*range(every, UPDATES.value, every), UPDATES.value]
     print(
         f"Learning by {ALGORITHM.value}, in turns of an update, "
         f"{UPDATES.value} of each. "
@@ -333,27 +346,31 @@ def main():
             steps=_NO_END,
             **({} if ALGORITHM.value == "reinforce" else {"anneal": False}),
         )
-        measured = {}
+        rows, measured = {}, {}
+        with contextlib.closing(
+            measure(settings, learners, updates, threads)
+        ) as measuring:
 
-        def one(learner, settings=settings, measured=measured):
-            if not measured:
-                measured.update(
-                    measure(settings, learners, UPDATES.value, threads)
-                )
-            return {**measured[learner], **environment}
+            def one(learner, number, measuring=measuring, measured=measured):
+                while number not in measured:
+                    measured.update([next(measuring)])
+                return {**measured[number][learner], **environment}
 
-        rows = {}
-        for learner in learners:
-            asked = {
-                "algorithm": ALGORITHM.value,
-                "game": game,
-                "learner": learner,
-                "num_envs": NUM_ENVS.value,
-                "updates": UPDATES.value,
-                "seed": SEED.value,
-                "threads": threads,
-            }
-            rows[learner] = results.row(asked, lambda of=learner: one(of))
+            for number in updates:
+                for learner in learners:
+                    asked = {
+                        "algorithm": ALGORITHM.value,
+                        "game": game,
+                        "learner": learner,
+                        "num_envs": NUM_ENVS.value,
+                        "updates": number,
+                        "seed": SEED.value,
+                        "threads": threads,
+                    }
+                    # The last ones are printed.
+                    rows[learner] = results.row(
+                        asked, functools.partial(one, learner, number)
+                    )
         for learner in learners:
             _print(table, game, learner, rows)
         keras.backend.clear_session()
