@@ -318,6 +318,50 @@ def test_networks(tmp_path):
     assert alone.get_title() == "paper"
 
 
+def test_learners(tmp_path):
+    def row(game, learner, updates, seed=0, slow=1, mean=""):
+        return {
+            **{"algorithm": "ppo", "game": game, "learner": learner},
+            **{"num_envs": 8, "updates": updates, "seed": seed, "threads": 1},
+            "steps": 1000 * updates,
+            "processor_seconds": 60 * slow * updates,
+            "mean_return": mean,
+        }
+
+    rows = [
+        row(game, learner, updates, seed, slow, slow + updates + seed)
+        for game in ("Pong", "Breakout")
+        for learner, slow in (("reuse", 1), ("sb3", 4))
+        for seed in (0, 1)
+        for updates in (10, 20, 25)
+    ]
+    # What has no return, or has it at the end alone, is no curve.
+    rows += [row("Pong", "emulator", updates) for updates in (10, 20)]
+    rows += [row("Pong", "plain", 10, mean=7), row("Qbert", "reuse", 5, mean=7)]
+    figure = drawn(tmp_path, rows)["learners_ppo"]
+    (legend,) = figure.legends
+    assert labels(legend.get_texts()) == ["reuse", "Stable-Baselines3"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        *("Pong", "", "Breakout", "")
+    ]
+    for i, axes in enumerate(figure.axes):
+        lines = [
+            [line.get_xdata().tolist(), line.get_ydata().tolist()]
+            for line in axes.get_lines()
+            if len(line.get_xdata())
+        ]
+        assert lines == [
+            [
+                [(slow if i % 2 else 1) * n for n in (10, 20, 25)],
+                [slow + n + seed for n in (10, 20, 25)],
+            ]
+            for slow in (1, 4)
+            for seed in (0, 1)
+        ]
+    # Nothing is drawn of ends alone.
+    assert not drawn(tmp_path, rows[-2:])
+
+
 def test_the_program(tmp_path, capsys):
     path = write(tmp_path / "infer.csv", plays(HEATMAPS[:1]))
     out = tmp_path / "new" / "figures"

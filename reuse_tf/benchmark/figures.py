@@ -39,6 +39,7 @@ _KINDS = {
     "statistics": "box",
     "cameras": "clip",
     "networks": "network",
+    "learners": "learner",
 }
 _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
@@ -46,6 +47,7 @@ _NUMBERS = {
     "statistics": ("downsample", *STATISTICS),
     "cameras": ("noise", "cpu_over_dense", "error"),
     "networks": ("streams", "speed_up"),
+    "learners": ("seed", "updates", "steps", "processor_seconds"),
 }
 _TEXTS = {
     "plays": ("game", "filters", "column"),
@@ -53,11 +55,17 @@ _TEXTS = {
     "statistics": ("game",),
     "cameras": ("clip", "network", "what"),
     "networks": ("network", "frames", "what"),
+    "learners": ("algorithm", "game", "learner"),
 }
 _CHANGES = {
     "none": "nothing changes",
     "block": "a block",
     "all": "everything",
+}
+_LEARNERS = {
+    "reuse": "reuse",
+    "plain": "plain Keras",
+    "sb3": "Stable-Baselines3",
 }
 _PAPER = pathlib.Path(__file__).with_name("paper_seconds.csv")
 _PAPER_COLUMN = "the paper, reuse"
@@ -93,8 +101,8 @@ def read(paths):
 
     Returns:
         A dict of tables: `"plays"` of the commands infer and train, `"layer"`,
-        `"statistics"`, `"cameras"` and `"networks"`, as far as there are such
-        files.
+        `"statistics"`, `"cameras"`, `"networks"` and `"learners"`, as far as
+        there are such files.
 
     Raises:
         ValueError: If a file cannot be read, or is of no such kind.
@@ -171,6 +179,11 @@ def draw(tables):
         yield "layer", layer(tables["layer"])
     if len(tables.get("networks", ())):
         yield "networks", networks(tables["networks"])
+    if "learners" in tables:
+        for algorithm, rows in tables["learners"].groupby("algorithm"):
+            curves = _curves(rows)
+            if len(curves):
+                yield f"learners_{algorithm}", learners(curves, algorithm)
     if len(tables.get("cameras", ())):
         yield "cameras", cameras(tables["cameras"])
 
@@ -498,6 +511,70 @@ def networks(rows):
         ncols=len(handles),
         fontsize=8,
         columnspacing=1,
+    )
+    return figure
+
+
+def _curves(rows):
+    """The rows of learners that have several, on their way."""
+    rows = rows.dropna(subset="mean_return")
+    runs = rows.groupby(["game", "learner", "num_envs", "seed", "threads"])
+    return rows[runs["updates"].transform("nunique") > 1]
+
+
+def learners(rows, algorithm):
+    """Draws what learners come to, by steps and by processor time.
+
+    Args:
+        rows: Rows of the benchmark of learners, of one algorithm.
+        algorithm: Its name.
+
+    Returns:
+        A figure of two axes for each game, with a line for each learner and
+        seed: the mean return of the last 100 games.
+    """
+    rows = rows.assign(
+        thousands=rows["steps"] / 1000, minutes=rows["processor_seconds"] / 60
+    ).replace({"learner": _LEARNERS})
+    games = pandas.unique(rows["game"])
+    figure, axes = _figure(
+        height=2.6 * len(games) + 0.6, columns=2, rows=len(games), squeeze=False
+    )
+    palette = dict(
+        zip(
+            _LEARNERS.values(),
+            seaborn.color_palette("deep"),
+            strict=False,
+        )
+    )
+    handles = {}
+    for game, (by_steps, by_time) in zip(games, axes, strict=True):
+        for panel, x in ((by_steps, "thousands"), (by_time, "minutes")):
+            seaborn.lineplot(
+                rows[rows["game"] == game],
+                x=x,
+                y="mean_return",
+                hue="learner",
+                palette=palette,
+                units="seed",
+                estimator=None,
+                ax=panel,
+            )
+            panel.set(xlabel="", ylabel="")
+            lines, names = panel.get_legend_handles_labels()
+            handles |= dict(zip(names, lines, strict=True))
+            panel.get_legend().remove()
+        by_time.tick_params(labelleft=False)
+        by_time.set_ylim(by_steps.get_ylim())
+        by_steps.set_ylabel(game)
+    axes[-1][0].set_xlabel("thousands of steps")
+    axes[-1][1].set_xlabel("minutes of processor time")
+    figure.legend(
+        handles.values(),
+        handles,
+        title=f"{algorithm}: mean return of the last 100 games",
+        loc="outside upper center",
+        ncols=len(handles),
     )
     return figure
 
