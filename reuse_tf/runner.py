@@ -398,11 +398,16 @@ class Runner:
         Raises:
             ValueError: If an argument is not as above; if batches differ in
                 dtype or in the size of frames; if there are no batches, and
-                the model's input has any height and width.
+                the model's input has any height and width; in a `tf.function`.
 
         Examples:
             >>> logits = runner.predict(video)   # video: uint8 [T, H, W, C]
         """
+        if not tf.executing_eagerly():
+            raise ValueError(
+                "`predict` cannot be called in a `tf.function`, as its results "
+                "are NumPy arrays. Call the runner itself: runner(frames)"
+            )
         batches, count = frame_batches(x, self._shape, batch_size, steps)
         self._last = None  # before callbacks look at `stats`
         called: Any = callbacks

@@ -431,3 +431,12 @@ def test_what_is_not_a_count(name, value):
 def test_batches_have_their_size():
     with pytest.raises(ValueError, match="no `batch_size`.*batch_size=4"):
         Runner(vector()).predict(iter([video()]), batch_size=4, verbose=0)
+
+
+def test_in_a_function_it_says_what_to_call():
+    runner = Runner(vector())
+    with pytest.raises(ValueError, match=r"runner\(frames\)"):
+        tf.function(runner.predict)(video(2))
+    np.testing.assert_array_equal(
+        tf.function(runner)(video(2)), runner.predict(video(2), verbose=0)
+    )
