@@ -252,7 +252,7 @@ def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
     plain = policies.build_network(
         "paper", frames.shape[1:], 3, filters=(4,), value=True
     )
-    adam = keras.optimizers.Adam(epsilon=1e-5)
+    adam, count = keras.optimizers.Adam(), 0
     for update in range(3):
         adam.learning_rate = 0.003 * (1 - update / 3)
         seen, actions, log_probs, values, rewards, ends = ([] for _ in range(6))
@@ -309,6 +309,8 @@ def test_the_first_updates_of_ppo_are_those_of_a_plain_loop():
                     )
                 gradients = tape.gradient(loss, plain.trainable_variables)
                 gradients, _ = tf.clip_by_global_norm(gradients, 0.5)
+                count += 1
+                adam.epsilon = 1e-5 * math.sqrt(1 - 0.999**count)
                 adam.apply(gradients, plain.trainable_variables)
     for got, want in zip(model.weights, plain.weights, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
