@@ -358,6 +358,11 @@ def test_learners(tmp_path):
             for slow in (1, 4)
             for seed in (0, 1)
         ]
+    # The same seed on more threads is a run of its own.
+    others = [{**row, "threads": 2} for row in rows[:3]]
+    figure = drawn(tmp_path, [*rows[:3], *others])["learners_ppo"]
+    for axes in figure.axes:
+        assert sum(len(line.get_xdata()) == 3 for line in axes.get_lines()) == 2
     # Nothing is drawn of ends alone.
     assert not drawn(tmp_path, rows[-2:])
 

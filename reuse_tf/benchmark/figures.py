@@ -31,15 +31,15 @@ STATISTICS = {
     "positions": "positions\nthat see a change",
     "new": "patches\nnever seen before",
 }
-# A column by which files of each kind are known, and the others that are
-# numbers and in every row.
+# A column by which files of each kind are known, and those that are numbers, or
+# texts, in every row.
 _KINDS = {
     "plays": "mode",
     "layer": "target",
     "statistics": "box",
     "cameras": "clip",
     "networks": "network",
-    "learners": "learner",
+    "learners": "mean_return",
 }
 _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
@@ -47,7 +47,10 @@ _NUMBERS = {
     "statistics": ("downsample", *STATISTICS),
     "cameras": ("noise", "cpu_over_dense", "error"),
     "networks": ("streams", "speed_up"),
-    "learners": ("seed", "updates", "steps", "processor_seconds"),
+    "learners": (
+        *("num_envs", "updates", "seed", "threads"),
+        *("steps", "processor_seconds"),
+    ),
 }
 _TEXTS = {
     "plays": ("game", "filters", "column"),
@@ -516,9 +519,10 @@ def networks(rows):
 
 
 def _curves(rows):
-    """The rows of learners that have several, on their way."""
+    """The rows of runs that have several, and the number of each one's run."""
     rows = rows.dropna(subset="mean_return")
     runs = rows.groupby(["game", "learner", "num_envs", "seed", "threads"])
+    rows = rows.assign(run=runs.ngroup())
     return rows[runs["updates"].transform("nunique") > 1]
 
 
@@ -526,12 +530,13 @@ def learners(rows, algorithm):
     """Draws what learners come to, by steps and by processor time.
 
     Args:
-        rows: Rows of the benchmark of learners, of one algorithm.
+        rows: Rows of the benchmark of learners, of one algorithm, each with the
+            number of its `run`.
         algorithm: Its name.
 
     Returns:
-        A figure of two axes for each game, with a line for each learner and
-        seed: the mean return of the last 100 games.
+        A figure of two axes for each game, with a line for each run of a
+        learner: the mean return of the last 100 games.
     """
     rows = rows.assign(
         thousands=rows["steps"] / 1000, minutes=rows["processor_seconds"] / 60
@@ -540,13 +545,8 @@ def learners(rows, algorithm):
     figure, axes = _figure(
         height=2.6 * len(games) + 0.6, columns=2, rows=len(games), squeeze=False
     )
-    palette = dict(
-        zip(
-            _LEARNERS.values(),
-            seaborn.color_palette("deep"),
-            strict=False,
-        )
-    )
+    colors = seaborn.color_palette("deep")
+    palette = dict(zip(_LEARNERS.values(), colors, strict=False))
     handles = {}
     for game, (by_steps, by_time) in zip(games, axes, strict=True):
         for panel, x in ((by_steps, "thousands"), (by_time, "minutes")):
@@ -556,7 +556,7 @@ def learners(rows, algorithm):
                 y="mean_return",
                 hue="learner",
                 palette=palette,
-                units="seed",
+                units="run",
                 estimator=None,
                 ax=panel,
             )

@@ -323,7 +323,6 @@ def main():
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
     environment["stable_baselines3"] = _version_of_rival()
-    threads = environment["threads"]
     every = EVERY.value or UPDATES.value
     updates = [*range(every, UPDATES.value, every), UPDATES.value]
     print(
@@ -346,31 +345,7 @@ def main():
             steps=_NO_END,
             **({} if ALGORITHM.value == "reinforce" else {"anneal": False}),
         )
-        rows, measured = {}, {}
-        with contextlib.closing(
-            measure(settings, learners, updates, threads)
-        ) as measuring:
-
-            def one(learner, number, measuring=measuring, measured=measured):
-                while number not in measured:
-                    measured.update([next(measuring)])
-                return {**measured[number][learner], **environment}
-
-            for number in updates:
-                for learner in learners:
-                    asked = {
-                        "algorithm": ALGORITHM.value,
-                        "game": game,
-                        "learner": learner,
-                        "num_envs": NUM_ENVS.value,
-                        "updates": number,
-                        "seed": SEED.value,
-                        "threads": threads,
-                    }
-                    # The last ones are printed.
-                    rows[learner] = results.row(
-                        asked, functools.partial(one, learner, number)
-                    )
+        rows = _rows(results, settings, learners, updates, environment)
         for learner in learners:
             _print(table, game, learner, rows)
         keras.backend.clear_session()
@@ -380,6 +355,47 @@ def main():
         f"Return: the mean of the last {RECENT} games that ended, of "
         "environments that play on."
     )
+
+
+def _rows(results, settings, learners, updates, environment):
+    """Measures what is missing in a file, and writes it as it comes.
+
+    Args:
+        results: `report.Results`.
+        settings: See `measure`, as of the next two.
+        learners: Likewise.
+        updates: Likewise.
+        environment: What `main` adds to each row.
+
+    Returns:
+        By learner, its row of the last number of updates.
+    """
+    threads = environment["threads"]
+    rows, measured = {}, {}
+
+    def one(learner, number):
+        while number not in measured:
+            measured.update([next(measuring)])
+        return {**measured[number][learner], **environment}
+
+    with contextlib.closing(
+        measure(settings, learners, updates, threads)
+    ) as measuring:
+        for number in updates:
+            for learner in learners:
+                asked = {
+                    "algorithm": settings.algorithm,
+                    "game": settings.game,
+                    "learner": learner,
+                    "num_envs": settings.num_envs,
+                    "updates": number,
+                    "seed": settings.seed,
+                    "threads": threads,
+                }
+                rows[learner] = results.row(
+                    asked, functools.partial(one, learner, number)
+                )
+    return rows
 
 
 def _print(table, game, learner, rows):

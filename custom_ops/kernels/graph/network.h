@@ -3,7 +3,6 @@
 #define REUSE_TF_KERNELS_GRAPH_NETWORK_H_
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "custom_ops/kernels/arithmetic/dense_sum.h"
