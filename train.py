@@ -204,6 +204,12 @@ def _values(names, saved):
     values = {name: flags.FLAGS[name].value for name in names}
     if "algorithm" in given and saved.get("algorithm") != values["algorithm"]:
         saved = {}  # Those of another one do not fit. The run refuses it.
+    # A bound that is given alone is the only one, but for the end that a
+    # learning rate falls to.
+    if "episodes" in given and not values["anneal"] and not saved.get("anneal"):
+        saved = {**saved, "steps": None}
+    elif "steps" in given:
+        saved = {**saved, "episodes": None}
     return {**values, **saved, **{name: values[name] for name in given}}
 
 

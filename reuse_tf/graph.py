@@ -65,6 +65,13 @@ def check_model(model):
             "Expected `model` to be a built Sequential or functional model. "
             f"Received: {type(model).__name__} {model.name!r}"
         )
+    for variable in model.variables:
+        if isinstance(variable.value, tf.distribute.DistributedValues):
+            raise ValueError(
+                "Expected `model` to be made outside of the scope of a "
+                f"`tf.distribute.Strategy`. Received: model {model.name!r}, "
+                f"whose {variable.path!r} is one variable for each replica"
+            )
     if (own := internals.own_call(model)) is not None:
         raise ValueError(
             "Expected `model` to be a Sequential or functional model. "

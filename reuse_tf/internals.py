@@ -12,6 +12,7 @@ from keras.src import ops as operations
 from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
@@ -23,6 +24,7 @@ __all__ = [
     "LayerScale",
     "as_it_is",
     "call_of",
+    "handle_of",
     "has_tangents",
     "lambda_output_shape",
     "name_in_files",
@@ -32,6 +34,7 @@ __all__ = [
     "own_step",
     "replaced_method",
     "sublayers",
+    "uncast",
 ]
 
 
@@ -84,6 +87,23 @@ def as_it_is(function):
     """
     function.autograph_info__ = None
     return function
+
+
+def handle_of(variable):
+    """The handle of a Keras variable, also where Keras casts its values.
+
+    Relies on `Variable._value`.
+    """
+    return variable._value.handle
+
+
+def uncast():
+    """A scope in which Keras does not cast the values of variables.
+
+    In a layer of mixed precision it does, for all that is called there. Relies
+    on `AutocastScope`.
+    """
+    return AutocastScope(None)
 
 
 def replaced_method(layer):

@@ -191,7 +191,9 @@ def _normalization(call):
     if layer.input_mean is not None:
         mean, variance = np.float64(layer.mean), np.float64(layer.variance)
         scale = 1 / np.maximum(np.sqrt(variance), epsilon)
-        return _apply(call, call.value, _affine(scale, -mean * scale))
+        # Near the mean a difference is exact, which one of products is not.
+        centered = _apply(call, call.value, _affine(1, -mean))
+        return _apply(call, centered, _affine(scale, 0))
     # What `adapt` finds is in variables: it may be called again.
     mean, variance = layer.adapt_mean, layer.adapt_variance
 

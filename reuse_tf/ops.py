@@ -420,8 +420,10 @@ def _no_gradient(op_name, what):
 for _name in "VideoStructure", "TakeFrames":
     _no_gradient(
         _name,
-        "gradient with respect to frames (which a tape around a `tf.function` "
-        "asks for of all its floating arguments: put it inside)",
+        "gradient with respect to frames, which this tape watches (as one does "
+        "a trainable `tf.Variable`, and, around a `tf.function`, all of its "
+        "floating arguments: give it `tf.stop_gradient(frames)`, or put the "
+        "tape inside)",
     )
 for _name in "PatchProductGrad", "PatchPoolGrad", "ContentProductGrad":
     _no_gradient(_name, "second derivative")

@@ -166,7 +166,8 @@ class Runner:
 
     The model's own variables are used: when they change, the next output is
     of the new weights. Its layers and their other settings (activations,
-    LoRA) are read once, when the runner is made.
+    LoRA) are read once, when the runner is made, and, if the model's input has
+    any height and width, again for frames of another size.
 
     Safe to call from several threads, one of which is served at a time. A deep
     copy, or one by pickle, is a new runner of a copy of the model.
@@ -467,7 +468,7 @@ class Runner:
         variables = []
         if not tf.executing_eagerly():
             # For a graph to keep the order of steps and assignments.
-            variables = [v.value.handle for v in fitted.graph.variables]
+            variables = [*map(internals.handle_of, fitted.graph.variables)]
         outputs = ops.runner_step(
             self._state(fitted, frames.dtype).handle,
             frames,
@@ -547,8 +548,8 @@ class Runner:
         Raises:
             ValueError: If `frames` are of another dtype.
             tf.errors.InvalidArgumentError: If they are of another shape.
-            NotImplementedError: By the tape, if a gradient with respect to
-                frames is asked for, or a second derivative.
+            NotImplementedError: By the tape, if it watches the frames, or if a
+                second derivative is asked for.
         """
         if isinstance(frames, (list, tuple)) and not isinstance(
             frames, Structure
@@ -598,7 +599,8 @@ class Runner:
                 "Expected `frames` to be a structure of this model, or of one "
                 "of the same layers and settings. Received: that of another"
             )
-        return fitted.graph.evaluate(frames)
+        with internals.uncast():
+            return fitted.graph.evaluate(frames)
 
     @internals.as_it_is
     def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
@@ -772,7 +774,7 @@ class Runner:
                 kind,
                 *ops.new_runner_state(
                     fitted.graph.lines(kind, thresholds=True),
-                    [v.value.handle for v in fitted.graph.variables],
+                    [*map(internals.handle_of, fitted.graph.variables)],
                     "temporal" if fitted.graph.has_thresholds else self.reuse,
                     self._max_rows,
                 ),

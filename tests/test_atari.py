@@ -1,5 +1,6 @@
 """Atari games as streams of small one-channel frames."""
 
+import contextlib
 import json
 import sys
 import types
@@ -97,6 +98,28 @@ def test_short_names_and_full_ids():
 def test_an_unknown_game_names_the_closest(game, closest):
     with pytest.raises(ValueError, match=f"Unknown game .*Closest.*{closest}"):
         atari.make(game)
+
+
+def test_a_game_that_is_no_string_is_refused():
+    with pytest.raises(ValueError, match="must be a string. Received: game="):
+        atari.make(None)
+
+
+def test_frames_of_a_vector_are_not_waited_for_without_actions():
+    with contextlib.closing(atari.make_vector("Pong", 2)) as env:
+        env.reset(seed=0)
+        with pytest.raises(RuntimeError, match="before `send`"):
+            env.recv()
+        env.step([0, 1])
+        with pytest.raises(RuntimeError, match="before `send`"):
+            env.recv()
+
+
+def test_seeds_of_a_vector_are_modulo_2_to_the_31():
+    with contextlib.closing(atari.make_vector("Breakout", 2)) as env:
+        want = env.reset(seed=[3, 1])[0]
+        for seed in ([3, 1], np.array([3 + 2**31, 1 + 2**32])):
+            np.testing.assert_array_equal(env.reset(seed=seed)[0], want)
 
 
 @pytest.mark.parametrize("downsample", [0, 3, -2])

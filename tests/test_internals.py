@@ -54,6 +54,27 @@ def test_call_of():
     assert isinstance(start, keras.layers.InputLayer)
 
 
+def test_variables_in_a_layer_that_casts_them():
+    seen = {}
+
+    class Casting(keras.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(shape=(2,))
+
+        def call(self, inputs):
+            seen["cast"] = self.kernel.value.dtype
+            with internals.uncast():
+                seen["uncast"] = self.kernel.value.dtype
+            seen["handle"] = internals.handle_of(self.kernel)
+            return inputs
+
+    layer = Casting(dtype="mixed_float16")
+    layer(np.zeros((1, 2)))
+    assert seen["cast"] == tf.float16
+    assert seen["uncast"] == tf.float32
+    assert seen["handle"] is layer.kernel.value.handle
+
+
 def test_operation_name():
     inputs = keras.Input((2,))
     for call, name in (

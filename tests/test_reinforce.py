@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from reuse_tf.learning import reinforce
-from reuse_tf.learning.optimizer import Adam, Optimizer
+from reuse_tf.learning.optimizer import Adam, Optimizer, make_optimizer
+from reuse_tf.learning.settings import Settings
 from reuse_tf.policies.policy import build_policy
 from reuse_tf.runner import Runner
 
@@ -70,7 +71,9 @@ def test_normalize_returns():
     np.testing.assert_allclose(
         reinforce.normalize_returns([0, 2], epsilon=1.0), [-0.5, 0.5]
     )
-    assert reinforce.normalize_returns([5, 5, 5]).tolist() == [0, 0, 0]
+    for number in 5, 0.1, 1234.567:
+        equal = np.full(1000, number)
+        assert not reinforce.normalize_returns(equal).any()
     assert reinforce.normalize_returns([]).tolist() == []
 
 
@@ -129,6 +132,25 @@ def test_entropy_bonus():
     assert reinforce.entropy_bonus(logits).numpy() == pytest.approx(
         sum(expected)
     )
+
+
+def test_entropy_of_actions_that_cannot_be_taken():
+    """It is that of the others, and so is its gradient."""
+    logits = tf.constant([[0.5, -np.inf, 1.0, -np.inf], [0, 0, -np.inf, 2]])
+    others = tf.constant([[0.5, 1.0, -1e9], [0, 0, 2]])
+    results = []
+    for tensor in logits, others:
+        with tf.GradientTape() as tape:
+            tape.watch(tensor)
+            nats = reinforce.entropy_bonus(tensor)
+        results.append((nats, tape.gradient(nats, tensor).numpy()))
+    (got, of_logits), (want, of_others) = results
+    assert got.numpy() == pytest.approx(want.numpy())
+    for row, places in enumerate(([0, 2, 1], [0, 1, 3])):
+        np.testing.assert_allclose(
+            of_logits[row, places], of_others[row], 1e-5, 1e-6
+        )
+    assert np.isfinite(of_logits).all()
 
 
 LOGITS = np.zeros((4, 3), np.float32)
@@ -406,6 +428,19 @@ def test_adam_is_that_of_its_paper():
         corrected = m / (1 - 0.8**t), v / (1 - 0.99**t)
         theta -= 0.01 * corrected[0] / (np.sqrt(corrected[1]) + 0.3)
         optimizer.apply([tf.constant(gradient)], [variable])
+        np.testing.assert_allclose(variable.numpy(), theta, rtol=1e-5)
+
+
+def test_rmsprop_of_a2c_is_that_of_tensorflow_1():
+    chosen = Settings(algorithm="a2c", learning_rate=0.1, clip_norm=1e9)
+    variable = keras.Variable([0.5, -2.0, 3.0])
+    optimizer = make_optimizer(chosen, [variable], epsilon=1e-5)
+    theta, v = variable.numpy().astype(np.float64), 1.0
+    for t in range(1, 8):
+        gradient = np.float32([t / 5, -0.01, (-1) ** t])
+        v = 0.99 * v + 0.01 * np.square(gradient, dtype=np.float64)
+        theta -= 0.1 * gradient / np.sqrt(v + 1e-5)
+        optimizer.apply([tf.constant(gradient)])
         np.testing.assert_allclose(variable.numpy(), theta, rtol=1e-5)
 
 

@@ -1253,6 +1253,32 @@ def test_threads_get_their_own_answers(reuse, count):
     )
 
 
+def test_in_a_layer_of_mixed_precision():
+    """Where Keras casts the variables of all that is called."""
+    model = small_model((9, 8, 2))
+    frames = random_bytes(np.random.default_rng(0), 3, 9, 8, 2)
+    got = {}
+
+    class Outer(keras.Layer):
+        def call(self, inputs):
+            runner = Runner(model)
+            got["steps"] = runner.step(inputs.numpy())
+            got["call"] = runner(inputs)
+            return inputs
+
+    Outer(dtype="mixed_float16", autocast=False)(tf.constant(frames))
+    want = model(frames)
+    for outputs in got.values():
+        np.testing.assert_allclose(outputs, want, 1e-4, 1e-5)
+
+
+def test_a_model_of_several_replicas_is_refused():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = small_model((9, 8, 2))
+    with pytest.raises(ValueError, match="outside of the scope"):
+        Runner(model)
+
+
 def test_threads_share_the_work_of_large_layers():
     """Large enough to be cut up: the same bits as computed one by one."""
     model = keras.Sequential(

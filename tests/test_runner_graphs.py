@@ -456,6 +456,40 @@ def test_normalization(axis, given):
         assert_gradient(runner, video)
 
 
+def test_normalization_near_a_mean_that_is_large():
+    """A difference is exact there, one of products is not."""
+    mean, variance = np.float32([147.5, 101, 232]), [1e-4, 0, 1e-6]
+    inputs = keras.Input((2, 3, 3))
+    layer = L.Normalization(mean=mean, variance=variance)
+    model = keras.Model(inputs, layer(inputs))
+    frames = np.broadcast_to(mean, (1, 2, 3, 3)).copy()
+    frames[0, 0] = np.nextafter(mean, np.float32(999))
+    assert_step(Runner(model), frames)
+    assert_gradient(Runner(model), frames)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("layers", ["pooling", "operation", "pooling of rows"])
+def test_a_nan_stays_one_in_a_global_maximum(layers, place):
+    inputs = keras.Input((2, 2, 1))
+    if layers == "pooling":
+        x = L.GlobalMaxPooling2D()(inputs)
+    elif layers == "operation":
+        x = keras.ops.max(inputs, (1, 2))
+    else:
+        x = L.GlobalMaxPooling2D()(L.Conv2D(3, 1)(inputs))
+    model = keras.Model(inputs, x)
+    frames = np.zeros((3, 2, 2, 1), np.float32)
+    frames[1].flat[place] = np.nan
+    want = model(frames).numpy()
+    assert np.isnan(want[1]).all() and not np.isnan(want[::2]).any()
+    for reuse in CHOICES:
+        runner = Runner(model, reuse)
+        steps = [runner.step(frame[None])[0] for frame in frames]
+        for got in steps, runner.predict(frames, verbose=0), runner(frames):
+            np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

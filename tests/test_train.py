@@ -365,7 +365,7 @@ def test_an_update_of_a2c_is_that_of_plain_formulas():
     for got, weight, gradient in zip(
         model.get_weights(), before, gradients, strict=True
     ):
-        change = gradient / tf.sqrt(0.01 * gradient**2 + 1e-5)
+        change = gradient / tf.sqrt(0.99 + 0.01 * gradient**2 + 1e-5)
         np.testing.assert_allclose(
             got, weight - 7e-4 * change, rtol=1e-4, atol=1e-6
         )
@@ -931,6 +931,43 @@ def test_a_network_of_ones_own(make):
             train(chosen, "bad", Catch, bad)
 
 
+def test_a_network_within_a_network_without_reuse():
+    """Of which a layer gives several outputs."""
+
+    def network(frame_shape, num_actions):
+        x = inner = keras.Input((2,))
+        heads = [keras.layers.Dense(num_actions)(x), keras.layers.Dense(1)(x)]
+        inner = keras.Model(inner, heads)
+        inputs = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.Conv2D(2, 3)(x)
+        logits, value = inner(keras.layers.GlobalAveragePooling2D()(x))
+        return keras.Model(inputs, {"logits": logits, "value": value})
+
+    for make in settings, ppo_settings:
+        chosen = make(steps=40, reuse="none")
+        train(chosen, chosen.algorithm, Catch, network)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"kernel_regularizer": "l2"}, "'regular' with a `kernel_regularizer`"),
+        ({"activity_regularizer": "l1"}, "with a `activity_regularizer`"),
+    ],
+)
+def test_losses_of_a_networks_own_are_refused(layer, words):
+    def network(frame_shape, num_actions):
+        inputs = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = keras.layers.Conv2D(2, 3, name="regular", **layer)(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, keras.layers.Dense(num_actions)(x))
+
+    with pytest.raises(ValueError, match=words):
+        train(settings(), "run", Catch, network)
+
+
 def test_games_whose_state_cannot_be_saved_are_refused():
     with pytest.raises(ValueError, match="state can be saved"):
         train(
@@ -957,6 +994,21 @@ def test_a_run_of_episodes_may_be_bounded_by_steps_later():
         run_here("--algorithm=reinforce", "--run_dir=run"),
         "has --algorithm=ppo. Received: --algorithm=reinforce",
     )
+
+
+def test_the_bound_that_is_given_is_that_of_a_run_that_goes_on():
+    def bounds():
+        saved = json.loads(pathlib.Path("run/flags.json").read_text())
+        return saved["steps"], saved["episodes"]
+
+    run = [*SMALL, "--run_dir=run"]
+    assert run_here(*run, "--steps=20") is None
+    assert bounds() == (20, None)
+    assert run_here(*run, "--episodes=2") is None
+    assert bounds() == (None, 2)
+    assert len(read_csv("run/episodes.csv")) >= 2
+    assert run_here(*run, "--steps=3000") is None
+    assert bounds() == (3000, None)
 
 
 def scores_of(run_dir):
@@ -1715,6 +1767,53 @@ def test_what_was_scored_behind_the_checkpoint_is_dropped():
     best.unlink()
     train(dataclasses.replace(chosen, steps=280), "run", Catch)
     assert best.exists()
+
+
+def test_the_best_policy_outlives_a_kill():
+    """Whatever evaluations are asked for when the run goes on."""
+
+    class Killed(BaseException):
+        pass
+
+    def make_env(scores):
+        """A game of a step, of one score after the other, to be scored by."""
+        made = []
+
+        class Scored(Catch):
+            def step(self, action):
+                frame, *_, info = super().step(action)
+                return frame, next(scores), True, False, info
+
+        def make():
+            made.append(1)
+            return Catch() if len(made) <= 4 else Scored()
+
+        return make
+
+    def log(self, progress, scalars):
+        if scalars.get("score") == 5:
+            raise Killed
+
+    chosen = ppo_settings(
+        steps=5 * 40, eval_every=40, eval_episodes=1, checkpoint_seconds=10**6
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.TensorBoard, "log", log)
+        with pytest.raises(Killed):
+            train(chosen, "run", make_env(iter([3, 5])))
+    best = pathlib.Path("run/best.keras").read_bytes()
+    later = dataclasses.replace(chosen, eval_every=160)
+    train(later, "run", make_env(iter([4, 2])))
+    assert pathlib.Path("run/best.keras").read_bytes() == best
+    rows = read_csv("run/evaluations.csv")
+    assert [float(row["mean"]) for row in rows] == [3, 5, 4]
+
+
+def test_the_time_of_the_last_evaluation_is_kept():
+    chosen = ppo_settings(steps=40, eval_every=40, eval_episodes=2)
+    _, first = train(chosen, "run", Catch)
+    _, again = train(chosen, "run", Catch)
+    assert again.evaluation_seconds == first.evaluation_seconds > 0
 
 
 # The program.

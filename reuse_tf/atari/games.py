@@ -31,6 +31,8 @@ def short_name(game: str) -> str:
     Raises:
         ValueError: If there is no such game. The message names the closest.
     """
+    if not isinstance(game, str):
+        raise ValueError(f"`game` must be a string. Received: game={game!r}")
     name = game.removeprefix(_PREFIX).removesuffix(_SUFFIX)
     by_lower_case = {known.lower(): known for known in games()}
     if by_lower_case.get(name.lower()) == name:

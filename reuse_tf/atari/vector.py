@@ -201,6 +201,7 @@ class _VectorFrames(gym.vector.VectorWrapper):
     def __init__(self, env, downsample):
         super().__init__(env)
         self._downsample = downsample
+        self._sent = False
         space = env.observation_space
         shape = self._frames(np.empty(space.shape, np.uint8)).shape
         self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
@@ -213,6 +214,8 @@ class _VectorFrames(gym.vector.VectorWrapper):
             mask = (options or {}).get("reset_mask", np.ones(self.num_envs))
             seeds = seed % _SEEDS + np.arange(np.count_nonzero(mask))
             seed = seeds % _SEEDS
+        elif seed is not None:
+            seed = np.asarray(seed, np.int64) % _SEEDS
         pictures, info = self.env.reset(seed=seed, options=options)
         return self._frames(pictures), info
 
@@ -235,9 +238,13 @@ class _VectorFrames(gym.vector.VectorWrapper):
                 f"{count - 1}. Received: actions={actions.tolist()}"
             )
         self.env.send(actions.astype(np.int64, copy=False))
+        self._sent = True
 
     def recv(self):
         """Returns what `step` returns, of the last `send`."""
+        if not self._sent:  # The emulator would wait forever.
+            raise RuntimeError("`recv` was called before `send`")
+        self._sent = False
         pictures, *others, info = self.env.recv()
         if "final_obs" in info:
             info["final_obs"] = self._frames(info["final_obs"])

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reuse_tf import internals
 from reuse_tf.runner import Runner
 
 # The most bytes of frames whose gradient a runner takes at once: 3000 frames
@@ -89,7 +90,10 @@ class Plain:
         )
         self.outputs_fn = lambda frames: call(tf.convert_to_tensor(frames))
         activations = sum(
-            np.prod(layer.output.shape[1:]) for layer in model.layers
+            np.prod(tensor.shape[1:])
+            for layer in internals.sublayers(model)
+            # Layers within others may have none.
+            for tensor in keras.tree.flatten(getattr(layer, "output", ()))
         )
         # Of float32, and as many for their gradients.
         self.max_frames = max(1, int(_DENSE_BYTES / (2 * 4 * activations)))

@@ -58,6 +58,7 @@ class Learner:
                 "one without trainable weights"
             )
         if network is not None:
+            _check_losses(self.model)
             self._check_it_can_be_read()
         self.optimizer = make_optimizer(
             settings, self.model.trainable_variables, epsilon
@@ -118,6 +119,22 @@ class Learner:
         self.model.set_weights(saved.get_weights())
         with run_directory.reading(path / _OPTIMIZER):
             self.optimizer.load(path / _OPTIMIZER)
+
+
+def _check_losses(model):
+    """Refuses losses of a model's own, which updates would leave out."""
+    for layer in internals.sublayers(model):
+        for name, value in vars(layer).items():
+            if name.endswith("regularizer") and value is not None:
+                raise ValueError(
+                    "Expected `network` to make a model without losses of its "
+                    f"own. Received: layer {layer.name!r} with a `{name}`"
+                )
+    if model.losses:
+        raise ValueError(
+            "Expected `network` to make a model without losses of its own. "
+            f"Received: one with {len(model.losses)}"
+        )
 
 
 def _difference(saved, model):

@@ -40,6 +40,20 @@ class Adam(keras.optimizers.Adam):
         )
 
 
+class RMSprop(keras.optimizers.RMSprop):
+    """RMSprop whose mean squares begin at 1, as those of TensorFlow 1 did.
+
+    It is what the usual learning rates of A2C are for: OpenAI Baselines' and,
+    as `RMSpropTFLike`, Stable-Baselines3's. From 0 the first steps are some
+    hundred times as large.
+    """
+
+    def build(self, var_list):
+        super().build(var_list)
+        for velocity in self._velocities:
+            velocity.assign(tf.ones_like(velocity))
+
+
 _OPTIMIZERS = {
     "adam": Adam,
     "rmsprop": keras.optimizers.RMSprop,
@@ -49,16 +63,15 @@ _OPTIMIZERS = {
 
 def make_optimizer(settings, variables, epsilon):
     """Returns the `Optimizer` of variables that `Settings` describe."""
+    kind = _OPTIMIZERS[settings.optimizer]
     others = {} if settings.optimizer == "sgd" else {"epsilon": epsilon}
     if (settings.algorithm, settings.optimizer) == ("a2c", "rmsprop"):
-        others["rho"] = 0.99  # as is usual there
+        kind, others["rho"] = RMSprop, 0.99  # as is usual there
     # Keras keeps the learning rate in its default type, whichever that is.
     floatx = keras.config.floatx()
     keras.config.set_floatx("float32")
     try:
-        optimizer = _OPTIMIZERS[settings.optimizer](
-            settings.learning_rate, **others
-        )
+        optimizer = kind(settings.learning_rate, **others)
     finally:
         keras.config.set_floatx(floatx)
     return Optimizer(optimizer, variables, settings.clip_norm)
@@ -114,9 +127,10 @@ class Optimizer:
             return norm, squares
 
         # Compiled here and not at the first update: a step with gradients of
-        # zero, of which the count of steps is all that remains.
+        # zero, of which nothing remains.
+        before = self.state()
         apply([tf.zeros_like(v) for v in variables])
-        optimizer.iterations.assign(0)
+        self.set_state(before)
         self._apply = apply
 
     def apply(self, gradients):

@@ -86,6 +86,8 @@ def normalize_returns(returns, epsilon=1e-8):
         )
     if returns.size == 0:
         return returns
+    # Without the first one equal ones are zeros, whatever the mean rounds to.
+    returns = returns - returns[0]
     return (returns - returns.mean()) / (returns.std() + epsilon)
 
 
@@ -150,7 +152,8 @@ def entropy_bonus(logits):
         - sum over t and a of p[t, a] * log(p[t, a]),  p = softmax(logits)
 
     Subtracted from the loss, it keeps a policy from settling on one action
-    early (Williams & Peng, 1991).
+    early (Williams & Peng, 1991). An action that cannot be taken, whose logit
+    is -infinity, adds nothing.
 
     Args:
         logits: Float tensor `[T, num_actions]`.
@@ -162,7 +165,9 @@ def entropy_bonus(logits):
         ValueError: If `logits` is not as above.
     """
     logits = _logits(logits)
-    return -tf.reduce_sum(tf.nn.softmax(logits) * tf.nn.log_softmax(logits))
+    probabilities = tf.nn.softmax(logits)
+    logs = tf.where(probabilities > 0, tf.nn.log_softmax(logits), 0)
+    return -tf.reduce_sum(probabilities * logs)
 
 
 class Episode:

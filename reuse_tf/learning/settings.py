@@ -50,7 +50,8 @@ DEFAULTS = {
 }
 # PPO that uses each step once, in one part, so that nothing is ever clipped:
 # Huang et al. (2022), https://arxiv.org/abs/2205.09123. It does not normalise
-# advantages.
+# advantages. The settings are those of RL Baselines3 Zoo for Atari, and the
+# annealing that of OpenAI Baselines.
 DEFAULTS["a2c"] = {
     **DEFAULTS["ppo"],
     "num_envs": 16,

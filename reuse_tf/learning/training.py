@@ -323,7 +323,11 @@ class _Run:
 
     def score(self, scored):
         """Keeps an `Evaluation`, and the policy if none before was better."""
+        seconds = self.progress.evaluation_seconds
+        self._state["progress"]["evaluation_seconds"] = seconds
         if scored.mean >= self._best:
+            # A run that goes on from before would drop it.
+            self.save()
             self._directory.write_best(self._algorithm.learner.model)
             self._best = scored.mean
         self.evaluations.append(scored)

@@ -64,8 +64,11 @@ class SumTree {
     std::copy_n(from, width, to);
     for (int64_t i = 1; i < count; ++i) {
       from += width;
-      for (int64_t c = 0; c < width; ++c)
-        to[c] = to[c] < from[c] ? from[c] : to[c];
+      for (int64_t c = 0; c < width; ++c) {
+        // A NaN stays one, wherever it is.
+        const float value = from[c];
+        to[c] = value > to[c] || value != value ? value : to[c];
+      }
     }
   }
 

@@ -75,12 +75,13 @@ void TestMaxTree(const InstructionSet& set) {
     std::vector<float> seen(now.size()), trees;
     sum.Resize(streams, &trees);
     CHECK(static_cast<int64_t>(trees.size()) == streams * size);
-    for (int frame = 0; frame < 3; ++frame) {
-      // Down as well as up; nothing but -infinity.
-      const int64_t percent = frame == 1 ? 3 : 100;
+    for (int frame = 0; frame < 5; ++frame) {
+      // Down as well as up; with NaNs, and without again; nothing but
+      // -infinity.
+      const int64_t percent = frame == 1 || frame == 2 ? 3 : 100;
       for (float& value : now) {
         if (!random.Chance(percent)) continue;
-        value = frame == 2 ? -INFINITY : random.Float() - 5;
+        value = frame == 2 ? NAN : frame == 4 ? -INFINITY : random.Float() - 5;
       }
       std::vector<LeafChange> changes;
       ChangedLeaves(now.data(), streams, leaves * units, units, frame == 0,
@@ -93,10 +94,14 @@ void TestMaxTree(const InstructionSet& set) {
       for (int64_t n = 0; n < streams; ++n) {
         for (int64_t u = 0; u < units; ++u) {
           float want = -INFINITY;
+          bool has_nan = false;
           for (int64_t leaf = 0; leaf < leaves; ++leaf) {
-            want = std::max(want, now[(n * leaves + leaf) * units + u]);
+            const float value = now[(n * leaves + leaf) * units + u];
+            want = std::max(want, value);
+            has_nan |= std::isnan(value);
           }
-          CHECK(trees[(n + 1) * size - units + u] == want);
+          const float got = trees[(n + 1) * size - units + u];
+          CHECK(has_nan ? std::isnan(got) : got == want);
         }
       }
     }
