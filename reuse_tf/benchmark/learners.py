@@ -11,8 +11,6 @@ measured.
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -31,6 +29,7 @@ from reuse_tf.learning.settings import Settings
 from reuse_tf.learning.training import ALGORITHMS
 
 LEARNERS = ("reuse", "plain", "sb3", "emulator")
+_RIVAL = "stable_baselines3"
 _STABLE_BASELINES = pathlib.Path(__file__).with_name("stable_baselines.py")
 # Steps that are never reached, so that nothing is cut there.
 _NO_END = 10**12
@@ -281,17 +280,11 @@ def _row(turns):
     }
 
 
-def _version_of_rival():
-    if importlib.util.find_spec("stable_baselines3") is None:
-        return ""
-    return importlib.metadata.version("stable_baselines3")
-
-
 def _learners():
     """Those that the flags ask for."""
     chosen = CHOSEN.value
     if chosen is None:
-        is_there = ALGORITHM.value == "ppo" and _version_of_rival()
+        is_there = ALGORITHM.value == "ppo" and report.version_of_rival(_RIVAL)
         return [name for name in LEARNERS if name != "sb3" or is_there]
     for name in chosen:
         if name not in LEARNERS:
@@ -307,7 +300,7 @@ def _learners():
     if "sb3" in chosen:
         if ALGORITHM.value != "ppo":
             raise flags.Error("--learners=sb3 is for --algorithm=ppo")
-        if not _version_of_rival():
+        if not report.version_of_rival(_RIVAL):
             raise flags.Error(
                 "--learners=sb3 needs Stable-Baselines3: pip install "
                 "'reuse-tf[baselines]'"
@@ -322,7 +315,7 @@ def main():
     report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
-    environment["stable_baselines3"] = _version_of_rival()
+    environment[_RIVAL] = report.version_of_rival(_RIVAL)
     every = EVERY.value or UPDATES.value
     updates = [*range(every, UPDATES.value, every), UPDATES.value]
     print(

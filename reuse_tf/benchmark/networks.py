@@ -18,8 +18,6 @@ one, until it is taken out.
 
 import collections
 import functools
-import importlib.metadata
-import importlib.util
 import time
 from typing import NamedTuple
 
@@ -195,7 +193,7 @@ def measure_steps(
         return keras.tree.map_structure(lambda x: x.numpy(), outputs)
 
     in_pytorch = None
-    if beside_pytorch and _has_pytorch():
+    if beside_pytorch and report.version_of_rival("torch"):
         from reuse_tf.benchmark import pytorch
 
         in_pytorch = pytorch.fastest(model, timed)
@@ -326,10 +324,6 @@ def check_equal(name, results, dense):
             )
 
 
-def _has_pytorch():
-    return importlib.util.find_spec("torch") is not None
-
-
 def promised(change, work):
     """The least that a step is to be times as fast as plain Keras.
 
@@ -355,9 +349,7 @@ def main():
     report.use_threads(THREADS.value)
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
-    environment["torch"] = (
-        importlib.metadata.version("torch") if _has_pytorch() else ""
-    )
+    environment["torch"] = report.version_of_rival("torch")
     settings = {
         "reuse": REUSE.value,
         "rounds": ROUNDS.value,

@@ -1,6 +1,8 @@
 """What the commands write: tables, CSV files, and what they ran on."""
 
 import csv
+import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -111,6 +113,20 @@ def environment():
         # 0 stands for as many as there are processors to run on.
         "threads": threads or _processors(),
     }
+
+
+def version_of_rival(module):
+    """Returns the version of a package that is compared with.
+
+    Args:
+        module: The name of its module.
+
+    Returns:
+        A string, which is empty if it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        return ""
+    return importlib.metadata.version(module)
 
 
 def _processor():
