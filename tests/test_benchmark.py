@@ -1024,6 +1024,7 @@ def test_other_layers_are_not_for_pytorch():
     ("argument", "named"),
     {
         "--networks=VGG17": "VGG17",
+        "--networks=resnet50": "resnet50",
         "--games=Pnog": "Pong",
         "--streams=1,0": "streams",
         "--streams=": "streams",

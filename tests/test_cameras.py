@@ -212,12 +212,13 @@ def test_the_command(small, path, tmp_path, capsys, monkeypatch):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
         *("clip", "noise", "network", "what", "size", "fps", "frames"),
-        *("train_steps", "trials", "runs", "seed", "threads"),
+        *("train_steps", "learned_of", "trials", "runs", "seed", "threads"),
         *("ms", "cpu_ms", "time_over_dense", "cpu_over_dense", "work"),
         *("error", "is_within", "found_within", "calibration_seconds"),
         *("loss_before", "loss_after", "loss_constant"),
         *("tensorflow", "keras", "reuse_tf", "processor", "instruction_set"),
     ]
+    assert {row["learned_of"] for row in rows} == {"square 0 2"}
     names = "dense", "exact", "every 2nd", "every 4th", "threshold 0.5"
     assert [(row["clip"], row["noise"], row["what"]) for row in rows] == [
         ("square", noise, name) for noise in "02" for name in names

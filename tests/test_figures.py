@@ -143,6 +143,13 @@ def test_what_was_not_measured_is_left_out(tmp_path):
         drawn(tmp_path, plays(HEATMAPS[:1], columns=("content", "dense")))
 
 
+def test_policies_of_one_layer(tmp_path):
+    """Whose filters look like a number."""
+    rows = [row | {"filters": "40"} for row in plays(HEATMAPS[:1])]
+    names = set(drawn(tmp_path, rows))
+    assert any(name.endswith("_40") for name in names)
+
+
 def test_speed_ups_of_this_project_and_of_the_paper(tmp_path):
     name = "speed_up_inference_d2_20-40"
     figure = drawn(tmp_path, plays(HEATMAPS[:1]))[name]
@@ -210,12 +217,19 @@ def test_statistics(tmp_path):
         {
             "game": game,
             "downsample": 2,
-            "pixels": 0.5 * i,
-            "box": 20 * i,
-            "positions": 2 * i,
-            "new": 0.01 * i,
+            "steps": steps,
+            "seed": seed,
+            "pixels": 0.5 * i * times,
+            "box": 20 * i * times,
+            "positions": 2 * i * times,
+            "new": 0.01 * i * times,
         }
         for i, game in enumerate(GAMES, start=1)
+        # The medians of what was measured of most steps.
+        for steps, seed, times in (
+            *((3000, 0, 0.5), (3000, 1, 1), (3000, 2, 9)),
+            (100, 0, 5),
+        )
     ]
     figure = drawn(tmp_path, rows)["statistics_d2"]
     assert len(figure.axes) == 4
@@ -268,6 +282,8 @@ def test_networks(tmp_path):
             "frames": frames,
             "what": what,
             "streams": streams,
+            "reuse": "auto",
+            "threads": 2,
             "seed": seed,
             "speed_up": speed_up,
         }
@@ -316,6 +332,10 @@ def test_networks(tmp_path):
     ]
     (alone,) = drawn(tmp_path, rows[:8])["networks"].axes
     assert alone.get_title() == "paper"
+    for other in {"reuse": "content"}, {"threads": 1}:
+        (name,) = other
+        with pytest.raises(ValueError, match=f"one value of {name}"):
+            drawn(tmp_path, [*rows, rows[0] | other])
 
 
 def test_learners(tmp_path):

@@ -1,6 +1,7 @@
 """Reading and writing moving pictures. All of them are made here."""
 
 import contextlib
+import fractions
 import http.server
 import io
 import struct
@@ -110,12 +111,34 @@ def test_a_gif_takes_as_long_as_what_it_shows(rate):
     assert abs(sum(milliseconds) - 1000 * 30 / rate) <= 20
 
 
+@pytest.mark.parametrize("rate", [fractions.Fraction(1, 5000), 1e-9])
+@pytest.mark.parametrize("ending", [".gif", ".mp4"])
+def test_pictures_that_stand_for_hours(ending, rate):
+    """As long as such a file can have it."""
+    writer = Writer(ending, rate)
+    for frame in pictures(3):
+        writer.add(frame)
+    content = writer.finish()
+    if ending == ".gif":
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.n_frames == 3
+            assert picture.info["duration"] == 655_350
+
+
 @pytest.mark.parametrize(
-    ("matrix", "turns"),
-    [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2)],
+    ("matrix", "turn"),
+    [
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda frame: np.rot90(frame, 2).swapaxes(0, 1)),
+    ],
 )
 @pytest.mark.parametrize("size", [None, (20, 12)])
-def test_a_video_of_a_turned_camera(tmp_path, matrix, turns, size):
+def test_a_video_of_a_turned_camera(tmp_path, matrix, turn, size):
     path = tmp_path / "a.mp4"
     make(path, pictures(5))
     upright = list(Frames(path))
@@ -127,7 +150,7 @@ def test_a_video_of_a_turned_camera(tmp_path, matrix, turns, size):
     frames = Frames(path, size=size)
     for found, frame in zip(frames, upright, strict=True):
         if size is None:
-            np.testing.assert_array_equal(found, np.rot90(frame, turns))
+            np.testing.assert_array_equal(found, turn(frame))
         assert found.shape == (*(size or found.shape[:2]), 3)
     assert frames.resized == 0
 

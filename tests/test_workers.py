@@ -353,7 +353,10 @@ def test_what_is_zero_is_not_sent():
             self.index, self.count, self.sent = 0, 2, 0
 
         def _all_reduce(self, flat):
-            tables = [t.reshape(-1, t.shape[-1]) for t in self.partner]
+            tables = [
+                t.reshape(-1, t.shape[-1] if t.ndim else 1)
+                for t in self.partner
+            ]
             if flat.dtype == np.int32:  # where there is something
                 for table in tables:
                     if table.size >= workers._LARGE:
@@ -380,7 +383,8 @@ def test_what_is_zero_is_not_sent():
         kernel = rng.normal(size=(8, 8, 32, 32)).astype(np.float32)
         kernel[..., 5] = 0
         nothing = np.zeros((700, 100), np.float32)
-        return [dense, kernel, nothing, np.arange(7, dtype=np.float32)]
+        single = np.float32(rng.normal())
+        return [dense, kernel, nothing, single, np.arange(7, dtype=np.float32)]
 
     mine, theirs = tensors(), tensors()
     team = Pair(theirs)

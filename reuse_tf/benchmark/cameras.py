@@ -44,7 +44,7 @@ SKIPS = {2: "every 2nd", 4: "every 4th"}
 
 KEY = (
     *("clip", "noise", "network", "what", "size", "fps", "frames"),
-    *("train_steps", "trials", "runs", "seed", "threads"),
+    *("train_steps", "learned_of", "trials", "runs", "seed", "threads"),
 )
 COLUMNS = (
     *("ms", "cpu_ms", "time_over_dense", "cpu_over_dense", "work", "error"),
@@ -430,11 +430,14 @@ def main():
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
     environment["instruction_set"] = ops.INSTRUCTION_SET
+    names = [pathlib.Path(path).stem for path in VIDEOS.value]
     settings = {
         "size": SIZE.value,
         "fps": f"{FPS.value:g}",
         "frames": FRAMES.value,
         "train_steps": TRAIN_STEPS.value,
+        # A network learns of all clips, with and without noise.
+        "learned_of": " ".join([*sorted(names), *NOISE.value]),
         "trials": TRIALS.value,
         "runs": RUNS.value,
         "seed": SEED.value,
@@ -442,10 +445,10 @@ def main():
     }
     try:
         clips = {
-            pathlib.Path(path).stem: read(
+            name: read(
                 os.path.expanduser(path), SIZE.value, FPS.value, FRAMES.value
             )
-            for path in VIDEOS.value
+            for name, path in zip(names, VIDEOS.value, strict=True)
         }
     except ImportError as error:  # of PyAV
         raise flags.Error(error) from error

@@ -44,9 +44,9 @@ _KINDS = {
 _NUMBERS = {
     "plays": ("downsample", "steps", "total_seconds", "policy_seconds"),
     "layer": ("changed", "eager_speed_up", "eager_net"),
-    "statistics": ("downsample", *STATISTICS),
+    "statistics": ("downsample", "steps", *STATISTICS),
     "cameras": ("noise", "cpu_over_dense", "error"),
-    "networks": ("streams", "speed_up"),
+    "networks": ("streams", "threads", "speed_up"),
     "learners": (
         *("num_envs", "updates", "seed", "threads"),
         *("steps", "processor_seconds"),
@@ -57,7 +57,7 @@ _TEXTS = {
     "layer": ("change",),
     "statistics": ("game",),
     "cameras": ("clip", "network", "what"),
-    "networks": ("network", "frames", "what"),
+    "networks": ("network", "frames", "what", "reuse"),
     "learners": ("algorithm", "game", "learner"),
 }
 _CHANGES = {
@@ -113,7 +113,9 @@ def read(paths):
     tables = {}
     for path in paths:
         try:
-            table = pandas.read_csv(path)
+            # Filters of one layer look like a number.
+            texts = dict.fromkeys(("filters", "policy_tenths"), str)
+            table = pandas.read_csv(path, dtype=texts)
         except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
         kinds = [kind for kind, name in _KINDS.items() if name in table]
@@ -385,12 +387,18 @@ def statistics(rows, downsample):
     """Draws how much of the frames changes and is new, for each game.
 
     Args:
-        rows: One row per game.
+        rows: Rows of the benchmark of statistics. Of a game the medians of
+            those of most steps are drawn.
         downsample: Of these.
 
     Returns:
         A figure of one axes for each of `STATISTICS`, with a bar per game.
     """
+    most = rows.groupby("game")["steps"].transform("max")
+    rows = rows[rows["steps"] == most]
+    rows = rows.groupby("game", sort=False, as_index=False)[
+        list(STATISTICS)
+    ].median()
     figure, panels = _figure(
         height=0.24 * len(rows) + 1.2, columns=len(STATISTICS), sharey=True
     )
@@ -459,7 +467,16 @@ def networks(rows):
     Returns:
         A figure of one axes for each network of games, which holds a group of
         bars per game, and one for all models of keras.applications.
+
+    Raises:
+        ValueError: If rows are of several kinds of reuse, or threads.
     """
+    for name in ("reuse", "threads"):
+        if rows[name].nunique() > 1:
+            raise ValueError(
+                f"Expected rows of networks of one value of {name}. Received: "
+                f"{', '.join(map(str, pandas.unique(rows[name])))}"
+            )
     kind = "step of " + rows["streams"].astype(str)
     rows = rows.assign(kind=rows["what"].where(rows["what"] != "step", kind))
     of_pixels = rows["frames"].isin(_CHANGES)

@@ -18,6 +18,7 @@ one, until it is taken out.
 
 import collections
 import functools
+import inspect
 import time
 from typing import NamedTuple
 
@@ -337,8 +338,8 @@ def promised(change, work):
 def main():
     """Measures what the flags describe; prints and writes the results."""
     for name in NETWORKS.value:
-        if name not in models.GAME_NETWORKS and not hasattr(
-            keras.applications, name
+        if name not in models.GAME_NETWORKS and not inspect.isfunction(
+            getattr(keras.applications, name, None)
         ):
             raise flags.Error(
                 "expected --networks to be of "

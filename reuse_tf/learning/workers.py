@@ -164,7 +164,8 @@ class Workers(Alone):
 
     def sum(self, tensors):
         tables = [
-            tensor.numpy().reshape(-1, tensor.shape[-1]) for tensor in tensors
+            tensor.numpy().reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+            for tensor in tensors
         ]
         # Units that are off for all frames have gradients of zero, which are
         # most of a dense layer's.
@@ -175,13 +176,13 @@ class Workers(Alone):
         self.sent += flat.nbytes
         flat = self._all_reduce(flat).numpy()
         sums, begin = [], 0
-        for tensor, part, at in zip(tensors, parts, places, strict=True):
-            total = np.zeros(tensor.shape, np.float32)
+        for tensor, table, part, at in zip(
+            tensors, tables, parts, places, strict=True
+        ):
+            total = np.zeros(table.shape, np.float32)
             end = begin + part.size
-            total.reshape(-1, tensor.shape[-1])[at] = flat[begin:end].reshape(
-                part.shape
-            )
-            sums.append(tf.convert_to_tensor(total))
+            total[at] = flat[begin:end].reshape(part.shape)
+            sums.append(tf.convert_to_tensor(total.reshape(tensor.shape)))
             begin = end
         return sums
 

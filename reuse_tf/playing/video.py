@@ -27,7 +27,8 @@ _STEADY = 1000
 _ERRORS, _WAIT = 1000, 0.01
 # Of the files that are written, and the colours of the first.
 ENDINGS = (".gif", ".mp4")
-_COLORS = 64
+# Of a GIF; milliseconds that a picture of it can stand for.
+_COLORS, _LONGEST = 64, 655_350
 
 
 class Frames:
@@ -152,8 +153,8 @@ class Frames:
                 continue
             # As phones write it, a picture may have to be turned; before that
             # its height is its width.
-            turns = round(getattr(frame, "rotation", 0) / 90)
-            around = -1 if turns % 2 else 1
+            swapped, *flips = self._turns(frame)
+            around = -1 if swapped else 1
             size = (frame.height, frame.width)[::around]
             first = first or size
             self.resized += size != first
@@ -161,11 +162,26 @@ class Frames:
             picture = frame.to_ndarray(
                 format="rgb24", height=height, width=width
             )
-            yield np.ascontiguousarray(np.rot90(picture, turns))
+            if swapped:
+                picture = picture.swapaxes(0, 1)
+            down, right = (-1 if flip else 1 for flip in flips)
+            yield np.ascontiguousarray(picture[::down, ::right])
         if not self.read:
             raise ValueError(
                 f"There is no picture in {self._source!r} that can be read"
             )
+
+    def _turns(self, frame):
+        """Whether to swap a picture's axes, and then to flip which of them."""
+        kind = self._av.sidedata.sidedata.Type.DISPLAYMATRIX
+        matrix = frame.side_data.get(kind)
+        if matrix is None:
+            return False, False, False
+        # A pixel at (x, y) belongs at (a x + c y, b x + d y), but for shifts.
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        if abs(b) > abs(a):
+            return True, b < 0, c < 0
+        return False, d < 0, a < 0
 
     def _unbroken(self):
         """Yields the frames, opening again what breaks off."""
@@ -259,7 +275,8 @@ class Writer:
                 f"`ending` must be one of {', '.join(ENDINGS)}. Received: "
                 f"ending={ending!r}"
             )
-        self._rate = fractions.Fraction(rate).limit_denominator(1000)
+        rate = fractions.Fraction(rate).limit_denominator(1000)
+        self._rate = max(rate, fractions.Fraction(1, 1000))
         self._added = 0
         # A GIF counts in hundredths of a second, and none shows more than 50
         # pictures in a second.
@@ -313,7 +330,10 @@ class Writer:
                 "GIF",
                 save_all=True,
                 append_images=others,
-                duration=[10 * (b - a) for a, b in itertools.pairwise(times)],
+                duration=[
+                    min(10 * (b - a), _LONGEST)
+                    for a, b in itertools.pairwise(times)
+                ],
                 loop=0,
             )
         return self._file.getvalue()
