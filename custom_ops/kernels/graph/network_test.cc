@@ -198,7 +198,7 @@ std::vector<float> OfWhole(const Graph& graph, const Node& node,
       double sum = 0, top = rows[c];
       for (size_t i = c; i < rows.size(); i += channels) {
         sum += rows[i];
-        top = std::max<double>(top, rows[i]);
+        if (rows[i] > top || std::isnan(rows[i])) top = rows[i];
       }
       out.push_back(node.pooling == Pooling::kMax ? top : sum / from.pixels());
     }
