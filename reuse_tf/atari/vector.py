@@ -212,9 +212,8 @@ class _VectorFrames(gym.vector.VectorWrapper):
     def reset(self, *, seed=None, options=None):
         if isinstance(seed, (int, np.integer)):
             mask = (options or {}).get("reset_mask", np.ones(self.num_envs))
-            seeds = seed % _SEEDS + np.arange(np.count_nonzero(mask))
-            seed = seeds % _SEEDS
-        elif seed is not None:
+            seed = seed % _SEEDS + np.arange(np.count_nonzero(mask))
+        if seed is not None:
             seed = np.asarray(seed, np.int64) % _SEEDS
         pictures, info = self.env.reset(seed=seed, options=options)
         return self._frames(pictures), info

@@ -430,28 +430,27 @@ def main():
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
     environment["instruction_set"] = ops.INSTRUCTION_SET
-    names = [pathlib.Path(path).stem for path in VIDEOS.value]
+    try:
+        clips = {
+            pathlib.Path(path).stem: read(
+                os.path.expanduser(path), SIZE.value, FPS.value, FRAMES.value
+            )
+            for path in VIDEOS.value
+        }
+    except ImportError as error:  # of PyAV
+        raise flags.Error(error) from error
     settings = {
         "size": SIZE.value,
         "fps": f"{FPS.value:g}",
         "frames": FRAMES.value,
         "train_steps": TRAIN_STEPS.value,
         # A network learns of all clips, with and without noise.
-        "learned_of": " ".join([*sorted(names), *NOISE.value]),
+        "learned_of": " ".join([*sorted(clips), *NOISE.value]),
         "trials": TRIALS.value,
         "runs": RUNS.value,
         "seed": SEED.value,
         "threads": environment["threads"],
     }
-    try:
-        clips = {
-            name: read(
-                os.path.expanduser(path), SIZE.value, FPS.value, FRAMES.value
-            )
-            for name, path in zip(names, VIDEOS.value, strict=True)
-        }
-    except ImportError as error:  # of PyAV
-        raise flags.Error(error) from error
     # By clip and strength of the noise.
     noisy = {
         name: {

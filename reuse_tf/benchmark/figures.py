@@ -394,11 +394,8 @@ def statistics(rows, downsample):
     Returns:
         A figure of one axes for each of `STATISTICS`, with a bar per game.
     """
-    most = rows.groupby("game")["steps"].transform("max")
-    rows = rows[rows["steps"] == most]
-    rows = rows.groupby("game", sort=False, as_index=False)[
-        list(STATISTICS)
-    ].median()
+    games = _of_most_steps(rows, "game").groupby("game", sort=False)
+    rows = games[list(STATISTICS)].median().reset_index()
     figure, panels = _figure(
         height=0.24 * len(rows) + 1.2, columns=len(STATISTICS), sharey=True
     )
@@ -680,13 +677,13 @@ def _medians(plays):
     plays["seconds"] = plays["total_seconds"] / plays["steps"] * STEPS
     plays["micros"] = 1e6 * plays["policy_seconds"] / plays["steps"]
     key = [*_SETTING, "game", "column"]
-    most = plays.groupby(key)["steps"].transform("max")
-    return (
-        plays[plays["steps"] == most]
-        .groupby(key)
-        .median(numeric_only=True)
-        .reset_index()
-    )
+    runs = _of_most_steps(plays, key).groupby(key)
+    return runs.median(numeric_only=True).reset_index()
+
+
+def _of_most_steps(rows, key):
+    """Those rows of a key that are of as many steps as any of it."""
+    return rows[rows["steps"] == rows.groupby(key)["steps"].transform("max")]
 
 
 def _by_column(rows, name):

@@ -245,6 +245,7 @@ def watch(
     to_input = _conversion(model)
     frames = (to_input(frame) for frame in video)
     runner = Runner(model, threshold=found.thresholds if found else 0)
+    compiled = tf.function(lambda x: model(x, training=False))
     dense = None
     bar = keras.utils.Progbar(
         max_frames, verbose=1 if sys.stdout.isatty() else 2, interval=0
@@ -265,7 +266,8 @@ def watch(
             if played % compare_every == 0:
                 constant = tf.constant(batch)
                 if dense is None:
-                    dense = _dense(model, constant)
+                    dense = compiled.get_concrete_function(constant)
+                    dense(constant)  # slow at first
                 begin = time.perf_counter()
                 want = dense(constant)
                 dense_seconds.append(time.perf_counter() - begin)
@@ -301,16 +303,6 @@ def watch(
             for layer, stats in runner.stats.layers.items()
         },
     )
-
-
-def _dense(model, batch):
-    """Plain Keras for batches like this one, as a compiled function."""
-    call = tf.function(lambda x: model(x, training=False))
-    concrete = call.get_concrete_function(
-        tf.TensorSpec(batch.shape, batch.dtype)
-    )
-    concrete(batch)  # Slow at first.
-    return concrete
 
 
 class _Work:
