@@ -87,7 +87,10 @@ class LeafWeights {
           rows.push_back(row_of(i));
           products.push_back(out_of(i));
         }
-        set.lines(rows.data(), rows.size(), b, depth, units_, products.data());
+        const float* after =
+            next < end ? values_ + leaf_of(next) * depth_ * units_ : b;
+        set.lines(rows.data(), rows.size(), b, depth, units_, after,
+                  products.data());
         clear();
         continue;
       }

@@ -34,7 +34,8 @@ struct InstructionSet {
                 float* const* out);
   void (*sum)(const float* rows, int64_t count, int64_t width, float* out);
   void (*lines)(const float* const* a, int64_t count, const float* b,
-                int64_t depth, int64_t columns, float* const* out);
+                int64_t depth, int64_t columns, const float* next,
+                float* const* out);
   const Activation::Form* activations;
   int activation_count;
 

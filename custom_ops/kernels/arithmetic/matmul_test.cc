@@ -126,7 +126,7 @@ void TestPackTransposed(const InstructionSet& set) {
 void TestLines(const InstructionSet& set) {
   Random random(13);
   for (int i = 0; i < 100; ++i) {
-    const int64_t depth = random.Int(1, 20), columns = random.Int(1, 70);
+    const int64_t depth = random.Int(1, 20), columns = random.Int(1, 200);
     const std::vector<float> b = random.Floats(depth * columns);
     const int64_t count = random.Int(0, 9);
     const std::vector<float> a = random.Floats(count * depth);
@@ -137,7 +137,8 @@ void TestLines(const InstructionSet& set) {
       rows.push_back(a.data() + r * depth);
       to.push_back(out.data() + r * (columns + 1));
     }
-    set.lines(rows.data(), count, b.data(), depth, columns, to.data());
+    set.lines(rows.data(), count, b.data(), depth, columns, b.data(),
+              to.data());
     std::vector<float> panels(set.Padded(columns) * depth);
     set.Pack(b.data(), columns, depth, columns, panels.data());
     for (int64_t r = 0; r < count; ++r) {
