@@ -5,9 +5,11 @@ version no longer does it.
 """
 
 import inspect
+import weakref
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 from keras.src import ops as operations
 from keras.src.activations import activations
 from keras.src.applications.convnext import LayerScale
@@ -16,6 +18,7 @@ from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
 from keras.src.utils import naming
 from tensorflow.python.eager import forwardprop_util
+from tensorflow.python.framework.ops import gradient_registry
 
 __all__ = [
     "OF_EACH_LAYER",
@@ -26,6 +29,7 @@ __all__ = [
     "call_of",
     "handle_of",
     "has_tangents",
+    "keep_gradient_with_graph",
     "lambda_output_shape",
     "name_in_files",
     "operation_name",
@@ -220,3 +224,25 @@ def has_tangents(tensors):
     accumulators that are active.
     """
     return bool(forwardprop_util.pack_tangents(list(tensors)).tangents)
+
+
+def keep_gradient_with_graph(outputs):
+    """Has a custom gradient go when its graph goes.
+
+    What `tf.custom_gradient` gives in a graph is registered until the process
+    ends, and refers to the graph: each trace would stay in memory for ever.
+    Relies on the attribute that names it, and on the registry.
+
+    Args:
+        outputs: What the function that was decorated gave, in a graph.
+    """
+    name = outputs.op.get_attr("_gradient_op_type").decode()
+    registry = gradient_registry._registry
+    gradient = gradient_registry.lookup(name)
+    graph = tf.compat.v1.get_default_graph()
+    kept = getattr(graph, "_reuse_tf_gradients", ())
+    graph._reuse_tf_gradients = (*kept, gradient)
+    while_it_lives = weakref.ref(gradient)
+    del registry[name]
+    tf.RegisterGradient(name)(lambda *args: while_it_lives()(*args))
+    weakref.finalize(graph, registry.pop, name, None)

@@ -97,7 +97,9 @@ def _incremental(name, op, state, arguments, attributes):
             plain, arguments, attributes, upstream
         )
 
-    return call(*arguments)
+    outputs = call(*arguments)
+    internals.keep_gradient_with_graph(outputs)
+    return outputs
 
 
 def _implements(name, state, attributes):

@@ -1,6 +1,7 @@
 """A whole Keras model as one op, with activations reused at every layer."""
 
 import ctypes
+import itertools
 import weakref
 from typing import Any, NamedTuple
 
@@ -273,7 +274,8 @@ class Runner:
         self._stepped: dict[int, int] = {}
         # Of all states, also those for frames of other sizes, which a traced
         # function may step.
-        self._handles: list[weakref.ref] = []
+        self._handles = weakref.WeakValueDictionary()
+        self._numbers = itertools.count()  # by which these are told apart
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
         if None not in shape:
@@ -459,7 +461,7 @@ class Runner:
         if self._fitted is not None:
             runner._fitted = _Fitted(self._fitted.graph)
         runner._last = runner._recorded = runner._kept = None
-        runner._handles = []
+        runner._handles = weakref.WeakValueDictionary()
         return runner
 
     def _run(self, fitted, frames):
@@ -664,7 +666,7 @@ class Runner:
         state, self._recorded = self._recorded, None
         if state is None:
             return None
-        graph = state.fitted.graph
+        graph = state.graph
         parts = ops.runner_recording(state.handle, **graph.counts)
         structure = _structure(parts, graph, state.dtype)
         missed = self._stepped_by_others(state) != self._stepped
@@ -674,9 +676,8 @@ class Runner:
         """How many frames the states for other frames have stepped, if any."""
         counts = {
             number: int(ops.runner_stats(handle)[0][0])
-            for number, reference in enumerate(self._handles)
-            if (handle := reference()) is not None
-            and handle is not state.handle
+            for number, handle in self._handles.items()
+            if handle is not state.handle
         }
         return {number: count for number, count in counts.items() if count}
 
@@ -724,7 +725,7 @@ class Runner:
         totals, seconds, maps, rows = (
             part.numpy().tolist() for part in ops.runner_stats(last.handle)
         )
-        graph = last.fitted.graph
+        graph = last.graph
         names = graph.names
         tables = ["frames"] + [
             name
@@ -770,7 +771,7 @@ class Runner:
             _check_dtype(dtype)
             kind = tf.as_dtype(dtype)
             state = _State(
-                fitted,
+                fitted.graph,
                 kind,
                 *ops.new_runner_state(
                     fitted.graph.lines(kind, thresholds=True),
@@ -779,7 +780,7 @@ class Runner:
                     self._max_rows,
                 ),
             )
-            self._handles.append(weakref.ref(state.handle))
+            self._handles[next(self._numbers)] = state.handle
             # A thread that came second takes the state of the first.
             state = fitted.states.setdefault(kind, state)
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state
@@ -862,10 +863,14 @@ class _Fitted:
 
 
 class _State:
-    """A runner's network: its resource handle, and where it is."""
+    """A runner's network: its resource handle, and where it is.
 
-    def __init__(self, fitted, dtype, handle, address):
-        self.fitted = fitted
+    Nothing here leads back to who holds it: a network is to go, with its
+    tables, as soon as nobody does, and not when Python looks for cycles.
+    """
+
+    def __init__(self, graph, dtype, handle, address):
+        self.graph = graph
         self.dtype = dtype
         self.handle = handle
         self.address = address
@@ -873,7 +878,7 @@ class _State:
     def new_outputs(self, count):
         return [
             np.empty((count, *value.shape), np.float32)
-            for value in self.fitted.graph.outputs
+            for value in self.graph.outputs
         ]
 
 
@@ -926,7 +931,7 @@ class _Kept:
         self.state = state
         self.arrays = arrays
         self.arguments = (*arguments, True)
-        self.outputs = state.fitted.graph.packed(map(read_only, arrays))
+        self.outputs = state.graph.packed(map(read_only, arrays))
         # Frames that had to be copied are looked at anew.
         self._frames: Any = frames if frames is given else None
         self._shape, self._dtype = frames.shape, frames.dtype

@@ -9,13 +9,18 @@
 //
 // A call that the pass does not see is of a function that is executed on its
 // own: then the op takes the place of the function's body.
+//
+// The pass also finds out whether any graph has Python compute, which may write
+// into what a layer gave out: see PythonMayWrite.
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "custom_ops/ops/incremental_state.h"
 #include "tensorflow/core/common_runtime/optimization_registry.h"
 #include "tensorflow/core/framework/function.h"
 #include "tensorflow/core/framework/node_def.pb.h"
@@ -54,30 +59,34 @@ std::optional<NameAttrList> Implements(const FunctionDef* function) {
 
 using Output = std::pair<Node*, int>;
 
-// Whether a node has Python compute with NumPy arrays. TensorFlow lets it write
-// into those that it is given.
-bool IsPython(const std::string& op) {
-  return op == "PyFunc" || op == "PyFuncStateless";
+// Whether a node has Python compute with NumPy arrays of a layer's type.
+// TensorFlow lets it write into those that it is given.
+template <typename AnyNode>
+bool IsPython(const std::string& op, const AnyNode& node) {
+  if (op != "PyFunc" && op != "PyFuncStateless") return false;
+  std::vector<tensorflow::DataType> types;
+  return !GetNodeAttr(node, "Tin", &types).ok() ||
+         std::count(types.begin(), types.end(), tensorflow::DT_FLOAT) > 0;
 }
 
 bool CallsPython(const tensorflow::GraphOptimizationPassOptions& options) {
   for (const Node* node : (*options.graph)->op_nodes()) {
-    if (IsPython(node->type_string())) return true;
+    if (IsPython(node->type_string(), node->attrs())) return true;
   }
   if (options.flib_def == nullptr) return false;
   for (const std::string& name : options.flib_def->ListFunctionNames()) {
     const FunctionDef* function = options.flib_def->Find(name);
     if (function == nullptr) continue;
     for (const NodeDef& node : function->node_def()) {
-      if (IsPython(node.op())) return true;
+      if (IsPython(node.op(), node)) return true;
     }
   }
   return false;
 }
 
 // Adds the op, with the state that it works on, to run after the nodes
-// `before`. With `copy`, what it gives is not what the state keeps.
-absl::Status AddOp(Graph* graph, const NameAttrList& implements, bool copy,
+// `before`.
+absl::Status AddOp(Graph* graph, const NameAttrList& implements,
                    const std::string& name, const std::string& device,
                    const std::vector<Output>& inputs,
                    const std::vector<Node*>& before, Node** op) {
@@ -90,7 +99,7 @@ absl::Status AddOp(Graph* graph, const NameAttrList& implements, bool copy,
   Node* const state = graph->AddNode(state_def, &status);
   TF_RETURN_IF_ERROR(status);
   NodeDef def;
-  def.set_name(copy ? graph->NewName(name + "/incremental") : name);
+  def.set_name(name);
   def.set_op("ReuseTF>" + implements.name());
   def.set_device(device);
   *def.mutable_attr() = implements.attr();
@@ -104,21 +113,11 @@ absl::Status AddOp(Graph* graph, const NameAttrList& implements, bool copy,
     graph->AddEdge(inputs[i].first, inputs[i].second, *op, i + 1);
   }
   for (Node* node : before) graph->AddControlEdge(node, *op);
-  if (!copy) return absl::OkStatus();
-  NodeDef copy_def;
-  copy_def.set_name(name);
-  copy_def.set_op("DeepCopy");
-  copy_def.set_device(device);
-  (*copy_def.mutable_attr())["T"].set_type(tensorflow::DT_FLOAT);
-  Node* const kept = *op;
-  *op = graph->AddNode(copy_def, &status);
-  TF_RETURN_IF_ERROR(status);
-  graph->AddEdge(kept, 0, *op, 0);
   return absl::OkStatus();
 }
 
 absl::Status ReplaceCall(Graph* graph, const NameAttrList& implements,
-                         bool copy, Node* call) {
+                         Node* call) {
   std::vector<Output> inputs(call->num_inputs());
   std::vector<Node*> before, after;  // by control edges
   std::vector<std::pair<Node*, int>> users;
@@ -141,14 +140,13 @@ absl::Status ReplaceCall(Graph* graph, const NameAttrList& implements,
   graph->RemoveNode(call);
   Node* op = nullptr;
   TF_RETURN_IF_ERROR(
-      AddOp(graph, implements, copy, name, device, inputs, before, &op));
+      AddOp(graph, implements, name, device, inputs, before, &op));
   for (Node* node : after) graph->AddControlEdge(op, node);
   for (const auto& [user, input] : users) graph->AddEdge(op, 0, user, input);
   return absl::OkStatus();
 }
 
-absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements,
-                         bool copy) {
+absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements) {
   std::vector<Output> inputs;
   std::vector<Node*> body;
   Node* result = nullptr;
@@ -173,8 +171,7 @@ absl::Status ReplaceBody(Graph* graph, const NameAttrList& implements,
   }
   for (Node* node : body) graph->RemoveNode(node);
   Node* op = nullptr;
-  TF_RETURN_IF_ERROR(AddOp(graph, implements, copy,
-                           graph->NewName("incremental"),
+  TF_RETURN_IF_ERROR(AddOp(graph, implements, graph->NewName("incremental"),
                            result->requested_device(), inputs, {}, &op));
   graph->AddEdge(op, 0, result, 0);
   // What nothing leads to is removed from a graph.
@@ -195,9 +192,10 @@ class IncrementalPass : public tensorflow::GraphOptimizationPass {
       const tensorflow::GraphOptimizationPassOptions& options) override {
     if (options.graph == nullptr) return absl::OkStatus();
     Graph* const graph = options.graph->get();
+    if (!PythonMayWrite() && CallsPython(options)) PythonMayWrite() = true;
     if (options.is_function_graph) {
       if (const auto op = Implements(options.function_def)) {
-        return ReplaceBody(graph, *op, CallsPython(options));
+        return ReplaceBody(graph, *op);
       }
     }
     std::vector<std::pair<Node*, NameAttrList>> calls;
@@ -213,9 +211,8 @@ class IncrementalPass : public tensorflow::GraphOptimizationPass {
       if (def == nullptr) def = graph->flib_def().Find(function->func().name());
       if (const auto op = Implements(def)) calls.push_back({node, *op});
     }
-    const bool copy = !calls.empty() && CallsPython(options);
     for (const auto& [call, op] : calls) {
-      TF_RETURN_IF_ERROR(ReplaceCall(graph, op, copy, call));
+      TF_RETURN_IF_ERROR(ReplaceCall(graph, op, call));
     }
     return absl::OkStatus();
   }

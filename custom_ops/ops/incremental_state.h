@@ -3,6 +3,7 @@
 #define REUSE_TF_OPS_INCREMENTAL_STATE_H_
 
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -40,6 +41,14 @@ class LivingStates {
   std::unordered_map<int64_t, tensorflow::core::WeakPtr<IncrementalState>>
       states_;
 };
+
+// Whether a graph of this process has Python write into arrays, as
+// tf.numpy_function may: then a layer gives out copies of what it keeps. Set
+// before such a graph is first run, and never taken back.
+inline std::atomic<bool>& PythonMayWrite() {
+  static std::atomic<bool> may{false};
+  return may;
+}
 
 // What a layer keeps from frame to frame.
 class IncrementalState : public tensorflow::ResourceBase {
@@ -135,6 +144,9 @@ class IncrementalState : public tensorflow::ResourceBase {
   std::string attributes;
   Tensor seen;   // the inputs, as last used
   Tensor table;  // the activations; or the trees of sums
+  // Whether the table itself was given out, into which somebody may write once
+  // PythonMayWrite.
+  bool given_out = false;
   Tensor spare;  // an older table, out of date in the rows `behind`
   std::vector<int32_t> behind;
   HeldWeight kernel, bias;

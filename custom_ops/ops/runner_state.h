@@ -54,9 +54,10 @@ class RunnerState : public tensorflow::ResourceBase {
   // weights then: an optimizer can write to them in place.
   void Release() {
     const std::lock_guard<std::mutex> lock(mu_);
-    network_.Release();
-    for (HeldWeight& weight : weights_) weight.Reset();
+    // Before anything can throw: the network is without weights then.
     known_ = false;
+    for (HeldWeight& weight : weights_) weight.Reset();
+    network_.Release();
   }
 
   // Calls f(network) while nobody else does.

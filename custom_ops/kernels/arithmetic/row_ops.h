@@ -16,6 +16,9 @@ struct RowOp {
   enum Kind {
     kActivation,
     kAffine,  // x * scale + offset, each of one value or one for each channel
+    // (x - offset) * scale, each of one value for each channel: near the offset
+    // a difference is exact, which one of products is not.
+    kCentered,
     // To a mean of 0 and a variance of 1, then affine.
     kLayerNorm,
     kPRelu,  // x where it is positive, else x * scale
@@ -34,6 +37,9 @@ struct RowOp {
         [[fallthrough]];
       case kAffine:
         return ApplyAffine(x, n);
+      case kCentered:
+        for (int64_t i = 0; i < n; ++i) x[i] = (x[i] - offset[i]) * scale[i];
+        return;
       case kPRelu:
         for (int64_t i = 0; i < n; ++i)
           x[i] = x[i] > 0 ? x[i] : x[i] * scale[i];

@@ -89,17 +89,24 @@ RowOp MakeRowOp(const RowFunction& function, int64_t channels,
   if (beta != nullptr) op.offset.assign(beta, beta + channels);
   op.kind = RowOp::kAffine;
   switch (function.kind) {
-    case RowFunction::kBatchNorm:
-    case RowFunction::kNormalization: {
-      const bool batch = function.kind == RowFunction::kBatchNorm;
+    case RowFunction::kBatchNorm: {
       const float* mean = *(*next)++;
       const float* variance = *(*next)++;
-      const int64_t step = batch || function.values > 1;
       for (int64_t c = 0; c < channels; ++c) {
-        op.scale[c] /=
-            batch ? std::sqrt(variance[c] + function.epsilon)
-                  : std::max(std::sqrt(variance[c * step]), function.epsilon);
-        op.offset[c] -= mean[c * step] * op.scale[c];
+        op.scale[c] /= std::sqrt(variance[c] + function.epsilon);
+        op.offset[c] -= mean[c] * op.scale[c];
+      }
+      break;
+    }
+    case RowFunction::kNormalization: {
+      const float* mean = *(*next)++;
+      const float* variance = *(*next)++;
+      const int64_t step = function.values > 1;
+      op.kind = RowOp::kCentered;
+      for (int64_t c = 0; c < channels; ++c) {
+        op.scale[c] =
+            1 / std::max(std::sqrt(variance[c * step]), function.epsilon);
+        op.offset[c] = mean[c * step];
       }
       break;
     }
