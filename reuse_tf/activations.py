@@ -91,6 +91,8 @@ def _call_of(activation):
     """An activation as a function of Keras and its keyword arguments."""
     keywords = {}
     kind = type(activation)
+    if getattr(activation, "compute_dtype", "float32") != "float32":
+        return activation, keywords  # a layer that casts
     if kind is functools.partial and not activation.args:
         activation, keywords = activation.func, activation.keywords
     elif kind is keras.layers.Activation:

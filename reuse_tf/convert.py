@@ -1,5 +1,6 @@
 """From plain models to incremental ones and back, and what reuses in them."""
 
+import numbers
 import re
 import tempfile
 import types
@@ -48,14 +49,17 @@ def convert(
         states of recurrent layers begin anew, as those of a model that is
         loaded. It shares nothing with `model` but Python functions, and is not
         compiled. Weights that `model` has not yet, as it was not built, are
-        its own.
+        its own. Layers are made from their configs: what was set on them
+        later, and is neither there nor in their files, is lost, and so is what
+        a model of a class of yours has besides Keras's methods, if that class
+        has an `__init__`.
 
     Raises:
         ValueError: If `model` is not such a model; if it, or a layer, has
-            methods that a copy would lack; if a layer cannot be made again
-            from its config, or is held by something else than the model's
-            graph too; if a threshold is not valid, or of no layer that becomes
-            an `IncrementalConv2D`.
+            others in place of Keras's methods, which a copy would lack; if a
+            layer cannot be made again from its config, or is held by something
+            else than the model's graph too; if a threshold is not valid, or of
+            no layer that becomes an `IncrementalConv2D`.
     """
     if threshold is not None and not isinstance(threshold, dict):
         check_threshold(threshold)
@@ -74,12 +78,13 @@ def _set_thresholds(model, threshold):
         threshold = dict.fromkeys(layers, threshold)
     for name, value in threshold.items():
         if name not in layers:
+            among = ", ".join(layers) or "none, as `model` has none"
             raise ValueError(
-                "Expected `threshold` to name convolutions among "
-                f"{', '.join(layers)}. Received: {name!r}"
+                f"Expected `threshold` to name convolutions among {among}. "
+                f"Received: {name!r}"
             )
         for layer in layers[name]:
-            layer.threshold = check_threshold(value)
+            layer.threshold = value
 
 
 def plain(model: keras.Model) -> keras.Model:
@@ -136,9 +141,10 @@ class _Copies:
             else:
                 copy = self._layer(layer)
             if isinstance(layer, keras.Model) and (
-                name := internals.own_step(layer)
+                name := internals.own_method(layer)
             ):
                 _check_kept(name, layer, copy)
+                _copy_attributes(layer, copy)
             self._copies[id(layer)] = copy
         return self._copies[id(layer)]
 
@@ -236,6 +242,16 @@ def _check_kept(name, model, copy):
         f"a copy would lack. Received: {type(model).__name__} {model.name!r}, "
         f"whose `{name}` {why}"
     )
+
+
+def _copy_attributes(model, copy):
+    """Copies numbers and texts that the methods of a model may read."""
+    for name in vars(model).keys() - vars(copy).keys():
+        value = vars(model)[name]
+        if not name.startswith("_") and isinstance(
+            value, bool | numbers.Number | str | bytes
+        ):
+            setattr(copy, name, value)
 
 
 def _from_config(cls, layer):

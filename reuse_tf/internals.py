@@ -35,7 +35,7 @@ __all__ = [
     "operation_name",
     "outputs_of",
     "own_call",
-    "own_step",
+    "own_method",
     "replaced_method",
     "sublayers",
     "uncast",
@@ -44,6 +44,12 @@ __all__ = [
 
 # Methods that Keras gives each layer of its own.
 OF_EACH_LAYER = {"build", "quantize"}
+# Methods by which models are made, or made anew, that which calls them, and one
+# for which `compile` gives each model another.
+_OF_MAKING = OF_EACH_LAYER | {
+    *("call", "get_config", "from_config"),
+    *("get_build_config", "build_from_config", "loss"),
+}
 
 
 class Call(NamedTuple):
@@ -163,18 +169,22 @@ def own_call(model):
     return None
 
 
-def own_step(model):
-    """Which method that trains, tests or predicts is not Keras's, or None.
+def own_method(model):
+    """Which method of Keras's a model has another one for, or None.
 
-    Relies on `Sequential` and functional models having those of `Model`.
+    But for those that call it (see `own_call`) or say how it is made: `predict`
+    and `train_step`, say. Relies on Sequential and functional models having all
+    methods of such by their classes, but for `OF_EACH_LAYER`.
     """
-    for name in (
-        *("predict_step", "train_step", "test_step"),
-        *("make_predict_function", "make_train_function", "make_test_function"),
-        *("compute_loss", "compute_metrics"),
-    ):
-        if name in vars(model) or (
-            getattr(type(model), name) is not getattr(keras.Model, name)
+    is_sequential = isinstance(model, keras.Sequential)
+    kind = keras.Sequential if is_sequential else Functional
+    for name in dir(kind):
+        if name.startswith("_") or name in _OF_MAKING:
+            continue
+        own = inspect.getattr_static(kind, name)
+        if callable(own) and (
+            name in vars(model)
+            or inspect.getattr_static(type(model), name) is not own
         ):
             return name
     return None
@@ -243,6 +253,13 @@ def keep_gradient_with_graph(outputs):
     kept = getattr(graph, "_reuse_tf_gradients", ())
     graph._reuse_tf_gradients = (*kept, gradient)
     while_it_lives = weakref.ref(gradient)
+
+    def of_graph(*args):
+        gradient = while_it_lives()
+        if gradient is None:
+            raise LookupError(f"The graph of gradient {name!r} is gone.")
+        return gradient(*args)
+
     del registry[name]
-    tf.RegisterGradient(name)(lambda *args: while_it_lives()(*args))
+    tf.RegisterGradient(name)(of_graph)
     weakref.finalize(graph, registry.pop, name, None)

@@ -41,7 +41,8 @@ class LayerState:
         """The five counters."""
         if self.handle is None:
             return [0] * 5
-        return ops.state_stats(self.handle).numpy().tolist()
+        with tf.init_scope():
+            return ops.state_stats(self.handle).numpy().tolist()
 
 
 def incremental_conv2d(state, inputs, kernel, bias, **attributes):

@@ -50,6 +50,7 @@ class _Incremental:
     data_format: str
     compute_dtype: str
     quantization_mode: str | None
+    activation: Any
 
     _state = None
 
@@ -109,9 +110,16 @@ class _Incremental:
             *self._weights(),
             activation=name,
             activation_arguments=values,
-            use_bias=self.use_bias,
+            use_bias=bool(self.use_bias),
             **arguments,
         )
+
+    def _fused(self):
+        """The `Activation` that the op applies, or None: Keras does."""
+        activation = self.activation
+        if getattr(activation, "activity_regularizer", None) is not None:
+            return None
+        return activations.describe(activation)
 
     def _weights(self):
         bias = self.bias if self.use_bias else tf.zeros([0])
@@ -204,14 +212,23 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
         **kwargs: Any,
     ) -> None:
         super().__init__(filters, kernel_size, *args, **kwargs)
-        self.threshold = check_threshold(threshold)
+        self.threshold = threshold
+
+    @property
+    def threshold(self) -> float:
+        """What counts as unchanged; may be set at any time."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = check_threshold(value)
 
     def call(
         self, inputs: tf.Tensor, training: bool | None = None
     ) -> tf.Tensor:
         if not self._reuses(inputs, training):
             return super().call(inputs)
-        fused = activations.describe(self.activation)
+        fused = self._fused()
         outputs = self._run(
             layer_ops.incremental_conv2d,
             inputs,
@@ -264,10 +281,14 @@ class IncrementalDense(_Incremental, keras.layers.Dense):
     ) -> tf.Tensor:
         if not self._reuses(inputs, training):
             return super().call(inputs, training=training)
-        fused = activations.describe(self.activation)
+        fused = self._fused()
         flat = inputs
         if inputs.shape.rank != 2:
-            flat = tf.reshape(inputs, [-1, inputs.shape[-1]])
+            depth = self.kernel.shape[0]
+            if inputs.shape[-1] is None:
+                unknown = [None] * (inputs.shape.rank - 1)
+                inputs = tf.ensure_shape(inputs, [*unknown, depth])
+            flat = tf.reshape(inputs, [-1, depth])
         outputs = self._run(layer_ops.incremental_dense, flat, fused)
         if inputs.shape.rank != 2:
             shape = tf.concat([tf.shape(inputs)[:-1], [self.units]], 0)
@@ -291,6 +312,6 @@ IncrementalDense._computing = {
     name: getattr(IncrementalDense, name) for name in ("call", "kernel")
 }
 
-# The files of a plain model and of its incremental twin are the same.
+# The files of weights of a plain model and its incremental twin are the same.
 internals.name_in_files(IncrementalConv2D, "Conv2D")
 internals.name_in_files(IncrementalDense, "Dense")

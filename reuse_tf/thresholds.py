@@ -252,7 +252,7 @@ def _acceptance(tolerance):
     """A function of reference and outputs that tells whether these will do."""
     if callable(tolerance):
         # Both serve again.
-        return lambda reference, outputs, margin=1, before=None: bool(
+        return lambda reference, outputs, margin=1, before=None: _answer(
             tolerance([*map(read_only, reference)], [*map(read_only, outputs)])
         )
     if (
@@ -267,6 +267,28 @@ def _acceptance(tolerance):
     return lambda reference, outputs, margin=1, before=None: bool(
         relative_error(reference, outputs, before) <= margin * tolerance
     )
+
+
+def _answer(given):
+    if given is None:  # of a function that lacks its `return`
+        raise ValueError(
+            "Expected the function `tolerance` to return True or False. "
+            "Received: None"
+        )
+    return bool(given)
+
+
+def _check_size(videos, model):
+    want = model.inputs[0].shape[1:]
+    got = videos[0].shape[1:]
+    if len(want) == 3 and any(
+        size not in (None, of_video)
+        for size, of_video in zip(want, got, strict=True)
+    ):
+        raise ValueError(
+            f"Expected `frames` to be [T, {', '.join(map(str, want))}], as the "
+            f"model's input is. Received: {list(videos[0].shape)}"
+        )
 
 
 def _videos(frames):
@@ -315,7 +337,9 @@ class _Search:
         self._bar = keras.utils.Progbar(
             None, verbose=int(verbose), stateful_metrics=["work"]
         )
-        self._look_at(Runner(model))
+        runner = Runner(model)
+        _check_size(videos, model)
+        self._look_at(runner)
         self._exact = self._run({})
 
     def two_factors(self):

@@ -275,6 +275,26 @@ class TestExact:
         assert_close(layer(2 * frames), plain_conv2d(layer, 2 * frames))
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("use_bias", [1, 0, np.True_, None])
+def test_use_bias_is_what_keras_takes(use_bias, in_graph):
+    layer = IncrementalConv2D(4, 3, use_bias=use_bias)
+    frame = np.ones((1, 5, 5, 1), np.float32)
+    layer.build(frame.shape)
+    call = tf.function(layer) if in_graph else layer
+    assert_close(call(frame), plain_twin(layer)(frame))
+
+
+def test_layers_as_activations_do_all_that_they_do():
+    relu = keras.layers.ReLU
+    frame = np.ones((1, 5, 5, 1), np.float32)
+    layer = IncrementalConv2D(4, 3, activation=relu(dtype="float16"))
+    assert layer(frame).dtype == tf.float16
+    layer = IncrementalConv2D(4, 3, activation=relu(activity_regularizer="l2"))
+    layer(frame)
+    assert len(layer.losses) == 1
+
+
 class TestStats:
     def test_counts(self):
         layer = IncrementalConv2D(5, 3, padding="same")
@@ -332,6 +352,17 @@ class TestThreshold:
     def test_bad_values_are_named(self, threshold):
         with pytest.raises(ValueError, match="threshold"):
             IncrementalConv2D(4, 3, threshold=threshold)
+
+    def test_may_be_set(self):
+        layer = IncrementalConv2D(4, 3)
+        frame = np.zeros((1, 5, 5, 1), np.float32)
+        layer(frame)
+        layer.threshold = 1
+        want = np.array(layer(frame))
+        assert_same_bits(tf.function(layer)(frame + 0.5), want)
+        with pytest.raises(ValueError, match="threshold"):
+            layer.threshold = -1
+        assert layer.threshold == 1
 
     def test_is_in_the_config(self):
         layer = IncrementalConv2D(4, 3, threshold=0.25)

@@ -994,6 +994,42 @@ def test_models_keep_how_they_predict_or_are_refused():
         convert(model)
 
 
+class Scaled(keras.Model):
+    scale = 1.0
+
+    def predict_step(self, data):
+        return self.scale * super().predict_step(data)
+
+
+class Predicting(keras.Sequential):
+    def __init__(self):
+        super().__init__([keras.Input((3,)), keras.layers.Dense(2)])
+
+    def predict(self, *arguments, **named):
+        return 100 * super().predict(*arguments, **named)
+
+
+def test_what_a_model_was_set_to_is_kept():
+    frames = np.ones((1, 3), np.float32)
+    inputs = keras.Input((3,))
+    model = Scaled(inputs, keras.layers.Dense(2)(inputs))
+    model.scale = 5.0
+    want = model.predict(frames, verbose=0)
+    assert_close(convert(model).predict(frames, verbose=0), want)
+
+
+def test_methods_of_keras_that_a_model_has_of_its_own():
+    with pytest.raises(ValueError, match="Predicting.*`predict` is of a class"):
+        convert(Predicting())
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("adam", lambda y, x: keras.ops.sum(y - x))
+    model.fit(np.ones((1, 3)), np.ones((1, 2)), verbose=0)
+    convert(model)
+    model.predict = lambda *arguments: None
+    with pytest.raises(ValueError, match="`predict` was replaced"):
+        convert(model)
+
+
 @pytest.mark.parametrize("how", ["an attribute", "within a layer"])
 def test_layers_beside_the_graph_are_refused(how):
     layer = keras.layers.Dense(3)

@@ -200,6 +200,17 @@ class TestExact:
         assert layer.stats.frames == 2
 
 
+def test_inputs_of_an_unknown_size():
+    layer = _layer(5, 4)
+    run = tf.function(
+        layer, input_signature=[tf.TensorSpec([None, None, None])]
+    )
+    inputs = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
+    assert_close(run(inputs), plain_twin(layer)(inputs))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        run(inputs.reshape(1, 3, 10))
+
+
 class TestStats:
     def test_counts(self):
         """A leaf of the tree is 32 inputs."""

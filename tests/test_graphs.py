@@ -1,5 +1,6 @@
 """The layers in graphs: reuse where they run here, plain wherever they go."""
 
+import gc
 import sys
 import textwrap
 
@@ -12,10 +13,36 @@ from cases import assert_close, assert_same_bits, fresh_twin, plain_twin
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
+from tensorflow.python.framework.ops import gradient_registry
 
 from reuse_tf import IncrementalConv2D, IncrementalDense, Stats, convert
 
 SHAPE = (10, 9, 3)
+
+
+def test_traces_go_with_their_graphs():
+    def registered():
+        gc.collect()
+        return sum(n.startswith("Custom") for n in gradient_registry.list())
+
+    layer = IncrementalConv2D(4, 3)
+    frame = tf.ones((1, 5, 5, 1))
+    layer(frame)
+    before = registered()
+    for _ in range(3):
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x) ** 2)
+            return tape.gradient(loss, layer.kernel.value)
+
+        assert gradient(frame).shape == layer.kernel.shape
+    del gradient
+    assert registered() == before
+    assert layer.stats.frames == 4
+
+
 KINDS = ["conv", "dense"]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -215,6 +242,41 @@ class TestRun:
             # Assignments come before what comes after them.
             layer.kernel.assign(layer.kernel * 1.25)
             plain.kernel.assign(layer.kernel)
+
+    def test_python_in_another_graph(self):
+        """In a process in which no graph has called Python before."""
+        result = children.run(
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
+                import numpy as np
+                import tensorflow as tf
+                from reuse_tf import IncrementalConv2D
+
+                def scale(outputs):
+                    outputs *= 100
+                    return outputs
+
+                def scaled(outputs):
+                    return tf.numpy_function(scale, [outputs], tf.float32)
+
+                layer = IncrementalConv2D(2, 3)
+                frame = np.ones((1, 5, 5, 1), np.float32)
+                outputs = layer(frame)
+                want = outputs.numpy()
+                spare = layer(2 * frame)
+                for _ in range(3):
+                    tf.function(scaled)(outputs)
+                    outputs = layer(frame)
+                    assert np.array_equal(outputs, want)
+                frames = tf.data.Dataset.from_tensors(frame).repeat(3)
+                for got in frames.map(layer).map(scaled):
+                    assert np.allclose(got, 100 * want)
+                assert np.array_equal(layer(frame), want)
+                print("done")
+            """),
+        )
+        assert result.stdout.endswith("done\n"), result.stderr
 
     def test_python_does_not_change_the_order_of_assignments(self):
         layer, inputs = _layer("conv")

@@ -159,6 +159,34 @@ class TestLimitedMemory:
             print("done")
         """)
 
+    def test_ending_a_recording(self):
+        """What is read ahead of weights is forgotten with them."""
+        run("""
+            inputs = keras.Input((64, 64, 2))
+            model = keras.Model(
+                inputs, L.PReLU()(L.Conv2D(8, 3, padding="same")(inputs))
+            )
+            runner = Runner(model)
+            frame = np.ones((1, 64, 64, 2), np.uint8)
+
+            def noise():
+                return rng.integers(0, 255, frame.shape, np.uint8)
+
+            for _ in range(70):
+                runner.step(noise())
+            runner.record()
+            runner.step(frame)
+            # Which drops the recording, and noise makes the maps temporal.
+            model.variables[0].assign(2 * model.variables[0])
+            for _ in range(70):
+                runner.step(noise())
+            refused(runner.recorded, 0)
+            np.testing.assert_allclose(
+                runner.step(frame), model(frame), rtol=1e-4, atol=1e-2
+            )
+            print("done")
+        """)
+
     def test_layers(self):
         """A state that lost half a call starts afresh."""
         run("""

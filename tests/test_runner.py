@@ -5,8 +5,10 @@ Frames of games, and generated ones; any chain of layers, any history.
 
 import copy
 import functools
+import gc
 import pickle
 import threading
+import weakref
 
 import children
 import keras
@@ -1298,3 +1300,25 @@ def test_threads_share_the_work_of_large_layers():
         for frame, output in zip(frames, outputs, strict=True):
             assert_same_bits(one.step(frame[None])[0], output)
         np.testing.assert_allclose(outputs, model(frames), rtol=1e-3, atol=1e-4)
+
+
+def test_tables_go_with_whoever_holds_them():
+    """At once, and not when Python looks for cycles."""
+    model = keras.Sequential(
+        [keras.Input((None, None, 1)), keras.layers.Conv2D(2, 3)]
+    )
+    runner = Runner(model)
+
+    gc.disable()
+    try:
+        for size in 5, 6, 7:
+            frame = np.zeros((1, size, size, 1), np.uint8)
+            runner.step(frame)
+            runner.step(frame.astype(np.float32))
+            runner.predict(frame, verbose=0)
+            assert len(runner._handles) == 2
+        last = weakref.ref(next(runner._handles.values()))
+        del runner
+        assert last() is None
+    finally:
+        gc.enable()

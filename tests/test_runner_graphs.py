@@ -456,11 +456,19 @@ def test_normalization(axis, given):
         assert_gradient(runner, video)
 
 
-def test_normalization_near_a_mean_that_is_large():
+@pytest.mark.parametrize("given", [True, False])
+def test_normalization_near_a_mean_that_is_large(given):
     """A difference is exact there, one of products is not."""
     mean, variance = np.float32([147.5, 101, 232]), [1e-4, 0, 1e-6]
     inputs = keras.Input((2, 3, 3))
-    layer = L.Normalization(mean=mean, variance=variance)
+    if given:
+        layer = L.Normalization(mean=mean, variance=variance)
+    else:
+        layer = L.Normalization()
+        layer.build((None, 2, 3, 3))
+        layer.adapt_mean.assign(mean)
+        layer.adapt_variance.assign(variance)
+        layer.finalize_state()
     model = keras.Model(inputs, layer(inputs))
     frames = np.broadcast_to(mean, (1, 2, 3, 3)).copy()
     frames[0, 0] = np.nextafter(mean, np.float32(999))

@@ -533,6 +533,11 @@ class TestFinding:
             ({"frames": np.zeros((1, *SHAPE), np.uint8)}, "frames.*1"),
             ({"frames": np.zeros((3, *SHAPE), np.uint8)}, "frames.*3"),
             ({"frames": []}, "frames"),
+            (
+                {"frames": np.zeros((9, 16, 8, 3), np.uint8)},
+                r"frames.*16, 12, 3.*9, 16, 8, 3",
+            ),
+            ({"tolerance": lambda reference, outputs: None}, "tolerance.*None"),
             ({"frames": [np.zeros((0, *SHAPE), np.uint8)]}, "T > 0"),
             (
                 {
@@ -556,7 +561,7 @@ class TestFinding:
     )
     def test_bad_arguments_are_named(self, scene, arguments, named):
         model, frames = scene
-        arguments = {"frames": frames, **arguments}
+        arguments = {"frames": frames, "tolerance": 0.1, **arguments}
         with pytest.raises(ValueError, match=named):
             reuse_tf.find_thresholds(model, verbose=False, **arguments)
 
