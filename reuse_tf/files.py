@@ -40,15 +40,27 @@ def write(path, data):
             # What a link points to, not the link.
             _replace(os.path.realpath(path), data)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
+        raise of_file(error, path) from error
 
 
 def write_model(path, model):
     """Writes a Keras model, as `write` does."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / pathlib.Path(path).name
-        model.save(file)
-        write(path, file.read_bytes())
+    path = pathlib.Path(path)
+    try:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f"{path.name}.", suffix=TEMPORARY
+        ) as folder:
+            file = pathlib.Path(folder) / path.name
+            model.save(file)
+            write(path, file.read_bytes())
+    except OSError as error:
+        raise of_file(error, path) from error
+
+
+def of_file(error, path):
+    """An `OSError` of the same kind that names a file."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno, reason, os.fspath(path))
 
 
 def sync(path):

@@ -22,12 +22,13 @@ class Scalars:
     )
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = str(path)
+        self._path = os.fspath(path)
 
     @functools.cached_property
     def _writer(self):
         """Made with the first numbers, and not before: it makes a file."""
-        return tf.summary.create_file_writer(self._path)
+        # As bytes: not every name of a file is text.
+        return tf.summary.create_file_writer(os.fsencode(self._path))
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes numbers by name, at a step.

@@ -1408,6 +1408,37 @@ def test_a_directory_is_used_by_one_process_at_a_time():
     RunDirectory("run", {"a": 1}, may_change=(), columns=["a"]).__exit__()
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_directory_that_was_moved_is_not_written_to(another):
+    def open_run(settings):
+        return RunDirectory("run", settings, may_change=(), columns=["a"])
+
+    def write(path):
+        np.save(path / "number", 0)
+
+    with open_run({"a": 1}) as one, contextlib.ExitStack() as opened:
+        one.restore(None)
+        one.append([[1]])
+        one.save(10, {}, write)
+        os.rename("run", "moved")
+        if another:
+            other = opened.enter_context(open_run({"a": 2}))
+            other.restore(None)
+            other.save(1, {}, write)
+        before = files_of("run") if another else None
+        for call in (
+            lambda: one.append([[2]]),
+            lambda: one.save(11, {}, write),
+            lambda: one.write_evaluations(["a"], []),
+            lambda: one.write_best(None),
+        ):
+            with pytest.raises(ValueError, match="'run' was moved"):
+                call()
+        assert not another or files_of("run") == before
+    with RunDirectory("moved", {"a": 1}, may_change=(), columns=["a"]) as one:
+        assert one.restore(lambda *_: 1) == [["1"]]
+
+
 # What goes wrong.
 
 

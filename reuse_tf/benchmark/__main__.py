@@ -58,7 +58,9 @@ def _main(arguments):
     if name in ("--help", "-h"):
         print("python -m reuse_tf.benchmark COMMAND [--help] [flags]\n")
         for command, module in known.items():
-            print(f"  {command}: {module.__doc__.splitlines()[0]}")
+            # python -OO takes all of them away.
+            first, *_ = (module.__doc__ or "").splitlines() or [""]
+            print(f"  {command}: {first}")
         return
     if name not in known:
         raise flags.Error(

@@ -62,6 +62,10 @@ STREAMS = flags.DEFINE_list(
     "Environments side by side, in steps of networks of games.",
     flag_values=FLAGS,
 )
+for name in NETWORKS.name, GAMES.name:
+    flags.register_validator(
+        name, bool, message="must name one", flag_values=FLAGS
+    )
 flags.register_validator(
     "streams",
     lambda values: values and all(v.isdecimal() and int(v) for v in values),

@@ -1,5 +1,6 @@
 """How far a training is: counted, and shown as it goes on."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -135,6 +136,15 @@ class Bar:
             [*self._values, ("steps/s", speed)],
             finalize=finalize,
         )
+
+    @contextlib.contextmanager
+    def paused(self):
+        """The context in which time does not count."""
+        begin = time.perf_counter()
+        yield
+        if self._first is not None:
+            steps, since = self._first
+            self._first = steps, since + time.perf_counter() - begin
 
     def _show(self, rows):
         self._episodes = len(rows)

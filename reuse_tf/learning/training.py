@@ -160,7 +160,7 @@ def train(
         def evaluate_if_due():
             if not is_due():
                 return
-            with clock.paused():
+            with clock.paused(), bar.paused():
                 scored = evaluation.evaluate(
                     algorithm.learner.model,
                     settings,
@@ -210,6 +210,8 @@ def train(
             raise KeyboardInterrupt
         if team.is_chief:
             curve.draw(run, settings, directory.path)
+        # The chief may still have evaluated: nobody leaves before it.
+        team.gather(None)
     model, stats = algorithm.learner.model, algorithm.learner.evaluator.stats
     return model, TrainingSummary(
         game=settings.game,

@@ -8,11 +8,12 @@ from reuse_tf import atari
 from reuse_tf.extras import extra
 from reuse_tf.graph import compile_model
 from reuse_tf.playing.changes import Changes, Window, taps
-from reuse_tf.playing.video import Writer
 
 with extra("atari"):
     import gymnasium as gym
     from PIL import Image, ImageDraw
+
+    from reuse_tf.playing.video import Writer
 
 # Steps that are shown, every how many-th, and how many of these in a second.
 _STEPS, _EVERY, _RATE = 300, 2, fractions.Fraction(25, 2)

@@ -85,7 +85,12 @@ def policies(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """
     checkpoints = _checkpoints(pathlib.Path(path))
     if not checkpoints:
-        raise ValueError(f"There is no checkpoint of a run in {str(path)!r}")
+        policy = pathlib.Path(path) / POLICY
+        advice = f". Expected the run, or {str(policy)!r}"
+        raise ValueError(
+            f"There is no checkpoint of a run in {str(path)!r}"
+            + (advice if policy.exists() else "")
+        )
     return [checkpoint / POLICY for checkpoint in checkpoints]
 
 
@@ -277,6 +282,7 @@ class RunDirectory:
 
     def append(self, rows):
         """Adds rows to `episodes.csv`."""
+        self._require_place()
         csv.writer(self._episodes).writerows(rows)
         self._episodes.flush()
 
@@ -299,6 +305,7 @@ class RunDirectory:
 
     def write_evaluations(self, columns, rows):
         """Writes `evaluations.csv` anew."""
+        self._require_place()
         files.write(self.path / EVALUATIONS, _csv([columns, *rows]))
 
     @property
@@ -312,6 +319,7 @@ class RunDirectory:
 
     def write_best(self, model):
         """Writes the policy that has scored best."""
+        self._require_place()
         files.write_model(self.path / BEST, model)
 
     def save(self, number, state, write):
@@ -326,7 +334,10 @@ class RunDirectory:
 
         Raises:
             OSError: If it cannot be written.
+            ValueError: If the directory is no longer where it was, as of all
+                that writes.
         """
+        self._require_place()
         # The rows that the checkpoint counts on are to last as it does.
         os.fsync(self._episodes.fileno())
         final = self.path / f"{_PREFIX}{number:06}"
@@ -340,8 +351,10 @@ class RunDirectory:
                 files.sync(file)
             files.sync(temporary)
             temporary.rename(final)
-        except Exception:
+        except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise files.of_file(error, final) from error
             raise
         files.sync(self.path)
         for old in _checkpoints(self.path)[:-_KEPT]:
@@ -349,6 +362,24 @@ class RunDirectory:
             temporary = old.with_name(old.name + _TEMPORARY)
             old.rename(temporary)
             shutil.rmtree(temporary)
+
+    def _require_place(self):
+        """Refuses to write where another directory is now, or none.
+
+        That which is locked was moved or removed. Another run may have begun
+        under its name.
+        """
+        try:
+            is_there = os.path.samestat(
+                os.fstat(self._lock), os.stat(self.path)
+            )
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise ValueError(
+                f"`run_dir` {str(self.path)!r} was moved or removed. To go on "
+                "from the last checkpoint, pass where it is now"
+            )
 
     def _check(self, settings, may_change):
         saved = saved_settings(self.path)
