@@ -1,5 +1,6 @@
 """From plain models to incremental ones and back, and what reuses in them."""
 
+import copy as copying
 import numbers
 import re
 import tempfile
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from reuse_tf import internals
 from reuse_tf.layers import (
@@ -17,6 +19,7 @@ from reuse_tf.layers import (
 )
 from reuse_tf.runner import Runner
 
+_PLAIN_VALUES = (bool, numbers.Number, str, bytes, tuple, np.ndarray)
 _TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
     keras.layers.Dense: IncrementalDense,
@@ -50,16 +53,18 @@ def convert(
         loaded. It shares nothing with `model` but Python functions, and is not
         compiled. Weights that `model` has not yet, as it was not built, are
         its own. Layers are made from their configs: what was set on them
-        later, and is neither there nor in their files, is lost, and so is what
-        a model of a class of yours has besides Keras's methods, if that class
-        has an `__init__`.
+        later, and is neither there nor in their files, is lost. A model whose
+        class has an `__init__` becomes one of Keras's own class, without what
+        that class adds; of others numbers, texts, arrays, and whatever stands
+        for an attribute of the class, are copied.
 
     Raises:
         ValueError: If `model` is not such a model; if it, or a layer, has
-            others in place of Keras's methods, which a copy would lack; if a
-            layer cannot be made again from its config, or is held by something
-            else than the model's graph too; if a threshold is not valid, or of
-            no layer that becomes an `IncrementalConv2D`.
+            others in place of Keras's methods that train, test or predict,
+            which a copy would lack; if a layer cannot be made again from its
+            config, or is held by something else than the model's graph too; if
+            a threshold is not valid, or of no layer that becomes an
+            `IncrementalConv2D`.
     """
     if threshold is not None and not isinstance(threshold, dict):
         check_threshold(threshold)
@@ -140,10 +145,9 @@ class _Copies:
                 copy = self._functional(layer)
             else:
                 copy = self._layer(layer)
-            if isinstance(layer, keras.Model) and (
-                name := internals.own_method(layer)
-            ):
-                _check_kept(name, layer, copy)
+            if isinstance(layer, keras.Model):
+                for name in internals.own_methods(layer):
+                    _check_kept(name, layer, copy)
                 _copy_attributes(layer, copy)
             self._copies[id(layer)] = copy
         return self._copies[id(layer)]
@@ -245,13 +249,23 @@ def _check_kept(name, model, copy):
 
 
 def _copy_attributes(model, copy):
-    """Copies numbers and texts that the methods of a model may read."""
+    """Copies what a model of a class of its own was given: numbers, texts.
+
+    What else its methods may read, a copy would lack.
+    """
+    if type(copy) in (keras.Sequential, internals.Functional):
+        return
     for name in vars(model).keys() - vars(copy).keys():
         value = vars(model)[name]
-        if not name.startswith("_") and isinstance(
-            value, bool | numbers.Number | str | bytes
-        ):
-            setattr(copy, name, value)
+        # What the class says otherwise is what its methods are to find.
+        if hasattr(type(model), name) or isinstance(value, _PLAIN_VALUES):
+            try:
+                setattr(copy, name, copying.deepcopy(value))
+            except Exception as error:
+                raise ValueError(
+                    f"{type(model).__name__} {model.name!r} cannot be made "
+                    f"again: its `{name}` cannot be copied: {error}"
+                ) from error
 
 
 def _from_config(cls, layer):

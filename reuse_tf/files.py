@@ -44,11 +44,14 @@ def write(path, data):
 
 
 def write_model(path, model):
-    """Writes a Keras model, as `write` does."""
+    """Writes a Keras model to a file, as `write` does."""
     path = pathlib.Path(path)
     try:
         with tempfile.TemporaryDirectory(
-            dir=path.parent, prefix=f"{path.name}.", suffix=TEMPORARY
+            # On the same disk: another may be full.
+            dir=path.resolve().parent,
+            prefix=f"{path.name}.",
+            suffix=TEMPORARY,
         ) as folder:
             file = pathlib.Path(folder) / path.name
             model.save(file)

@@ -35,7 +35,7 @@ __all__ = [
     "operation_name",
     "outputs_of",
     "own_call",
-    "own_method",
+    "own_methods",
     "replaced_method",
     "sublayers",
     "uncast",
@@ -44,12 +44,14 @@ __all__ = [
 
 # Methods that Keras gives each layer of its own.
 OF_EACH_LAYER = {"build", "quantize"}
-# Methods by which models are made, or made anew, that which calls them, and one
-# for which `compile` gives each model another.
-_OF_MAKING = OF_EACH_LAYER | {
-    *("call", "get_config", "from_config"),
-    *("get_build_config", "build_from_config", "loss"),
-}
+# Methods of models that train, test or predict.
+_OF_LEARNING = (
+    *("predict", "predict_on_batch", "predict_step"),
+    *("fit", "train_on_batch", "train_step"),
+    *("evaluate", "test_on_batch", "test_step"),
+    *("make_predict_function", "make_train_function", "make_test_function"),
+    *("compute_loss", "compute_metrics"),
+)
 
 
 class Call(NamedTuple):
@@ -169,25 +171,16 @@ def own_call(model):
     return None
 
 
-def own_method(model):
-    """Which method of Keras's a model has another one for, or None.
-
-    But for those that call it (see `own_call`) or say how it is made: `predict`
-    and `train_step`, say. Relies on Sequential and functional models having all
-    methods of such by their classes, but for `OF_EACH_LAYER`.
-    """
+def own_methods(model):
+    """The methods that train, test or predict and are not Keras's own."""
     is_sequential = isinstance(model, keras.Sequential)
     kind = keras.Sequential if is_sequential else Functional
-    for name in dir(kind):
-        if name.startswith("_") or name in _OF_MAKING:
-            continue
-        own = inspect.getattr_static(kind, name)
-        if callable(own) and (
-            name in vars(model)
-            or inspect.getattr_static(type(model), name) is not own
-        ):
-            return name
-    return None
+    return [
+        name
+        for name in _OF_LEARNING
+        if name in vars(model)
+        or getattr(type(model), name) is not getattr(kind, name)
+    ]
 
 
 def sublayers(layer):
@@ -262,4 +255,4 @@ def keep_gradient_with_graph(outputs):
 
     del registry[name]
     tf.RegisterGradient(name)(of_graph)
-    weakref.finalize(graph, registry.pop, name, None)
+    weakref.finalize(graph, registry.pop, name, None).atexit = False

@@ -80,7 +80,8 @@ def _incremental(name, op, state, arguments, attributes):
     if tf.executing_eagerly():
         return op(state.handle, *arguments, **attributes)
     plain = _PLAIN[name]
-    arguments = [tf.convert_to_tensor(argument) for argument in arguments]
+    # Each is a tensor of this very graph, also within a branch or a loop.
+    arguments = [*map(tf.identity, arguments)]
     # In a graph, `custom_gradient` gives these no tangents.
     if internals.has_tangents(arguments):
         return plain(*arguments, attributes)
@@ -158,6 +159,9 @@ _PLAIN = {"IncrementalConv2D": _plain_conv2d, "IncrementalDense": _plain_dense}
 
 def _plain_gradient(plain, arguments, attributes, upstream):
     """The gradients of a plain layer to its inputs, kernel and bias."""
+    # In the gradient of a loop or a branch they come from another graph, and
+    # only what comes of them in this one can be watched.
+    arguments = [*map(tf.identity, arguments)]
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         outputs = plain(*arguments, attributes)

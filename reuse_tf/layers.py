@@ -151,8 +151,8 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
     """A 2D convolution that recomputes only the positions that changed.
 
     It is a `keras.layers.Conv2D` in every respect: the arguments, the weights
-    and their order, the contents of saved files, and, to float rounding, the
-    outputs and gradients. Outside training it keeps its input and its
+    and their order, files of weights, and, to float rounding, the outputs and
+    gradients. Outside training it keeps its input and its
     activations from call to call, compares each new input with the last one
     and recomputes those positions whose patch differs (temporal reuse; the
     paper, section 3, does so for one bounding box). It is right whatever it is
@@ -216,7 +216,7 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
 
     @property
     def threshold(self) -> float:
-        """What counts as unchanged; may be set at any time."""
+        """What counts as unchanged. May be set; graphs keep what they have."""
         return self._threshold
 
     @threshold.setter
@@ -254,8 +254,8 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
 class IncrementalDense(_Incremental, keras.layers.Dense):
     """A dense layer that recomputes only what its changed inputs reach.
 
-    It is a `keras.layers.Dense` in every respect: arguments, weights, saved
-    files, and, to float rounding, outputs and gradients. Outside training its
+    It is a `keras.layers.Dense` in every respect: arguments, weights, files of
+    weights, and, to float rounding, outputs and gradients. Outside training its
     output is the root of a fixed tree of sums over the inputs; inputs that
     differ from those of the last call have their leaves, and these leaves'
     ancestors, recomputed. Nothing is accumulated from call to call, so nothing

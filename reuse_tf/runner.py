@@ -274,7 +274,7 @@ class Runner:
         self._stepped: dict[int, int] = {}
         # Of all states, also those for frames of other sizes, which a traced
         # function may step.
-        self._handles = weakref.WeakValueDictionary()
+        self._handles: dict[int, weakref.ref] = {}
         self._numbers = itertools.count()  # by which these are told apart
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
@@ -461,7 +461,7 @@ class Runner:
         if self._fitted is not None:
             runner._fitted = _Fitted(self._fitted.graph)
         runner._last = runner._recorded = runner._kept = None
-        runner._handles = weakref.WeakValueDictionary()
+        runner._handles = {}
         return runner
 
     def _run(self, fitted, frames):
@@ -676,8 +676,9 @@ class Runner:
         """How many frames the states for other frames have stepped, if any."""
         counts = {
             number: int(ops.runner_stats(handle)[0][0])
-            for number, handle in self._handles.items()
-            if handle is not state.handle
+            for number, reference in self._handles.items()
+            if (handle := reference()) is not None
+            and handle is not state.handle
         }
         return {number: count for number, count in counts.items() if count}
 
@@ -780,7 +781,11 @@ class Runner:
                     self._max_rows,
                 ),
             )
-            self._handles[next(self._numbers)] = state.handle
+            # Anew, as another thread may go through it.
+            self._handles = {
+                **{n: h for n, h in self._handles.items() if h() is not None},
+                next(self._numbers): weakref.ref(state.handle),
+            }
             # A thread that came second takes the state of the first.
             state = fitted.states.setdefault(kind, state)
             fitted.states[np.dtype(kind.as_numpy_dtype)] = state

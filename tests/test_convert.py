@@ -996,6 +996,7 @@ def test_models_keep_how_they_predict_or_are_refused():
 
 class Scaled(keras.Model):
     scale = 1.0
+    _table: list | None = None
 
     def predict_step(self, data):
         return self.scale * super().predict_step(data)
@@ -1013,9 +1014,11 @@ def test_what_a_model_was_set_to_is_kept():
     frames = np.ones((1, 3), np.float32)
     inputs = keras.Input((3,))
     model = Scaled(inputs, keras.layers.Dense(2)(inputs))
-    model.scale = 5.0
+    model.scale, model._table, model.count = 5.0, [1, 2], 3
     want = model.predict(frames, verbose=0)
-    assert_close(convert(model).predict(frames, verbose=0), want)
+    converted = convert(model)
+    assert_close(converted.predict(frames, verbose=0), want)
+    assert (converted._table, converted.count) == ([1, 2], 3)
 
 
 def test_methods_of_keras_that_a_model_has_of_its_own():

@@ -1,5 +1,6 @@
 """The layers in graphs: reuse where they run here, plain wherever they go."""
 
+import functools
 import gc
 import sys
 import textwrap
@@ -491,6 +492,57 @@ def _traced_within(function):
 
 
 class TestDifferentiated:
+    @pytest.mark.parametrize("outside", ["eager", "function", "inner"])
+    @pytest.mark.parametrize(
+        "how", ["cond", "captured", "switch_case", "while_loop", "map_fn"]
+    )
+    @kinds
+    def test_within_control_flow(self, kind, how, outside):
+        layer, inputs = _layer(kind)
+
+        def loss_of(layer, x):
+            if how == "map_fn":
+                y = tf.map_fn(lambda row: layer(row[None])[0], x)
+            elif how == "while_loop":
+                _, y = tf.while_loop(
+                    lambda i, _: i < 2,
+                    lambda i, y: (i + 1, y + tf.reduce_sum(layer(x * y))),
+                    (0, 1.5),
+                )
+            elif how == "switch_case":
+                branches = [lambda: layer(x), lambda: 2 * layer(x)]
+                y = tf.switch_case(tf.shape(x)[0] - 1, branches)
+            else:
+                y = tf.cond(
+                    tf.reduce_sum(x) > -1e9,
+                    (lambda: layer(x))
+                    if how == "captured"
+                    else lambda: layer(1 * x),
+                    lambda: 3 * layer(x),
+                )
+            return tf.reduce_sum(y**2)
+
+        def gradients(layer):
+            loss = functools.partial(loss_of, layer)
+            if outside == "inner":
+                loss = tf.function(loss, autograph=False)
+
+            def run(x):
+                weights = [layer.kernel.value, layer.bias.value]
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    value = loss(x)
+                return tape.gradient(value, [x, *weights])
+
+            if outside != "eager":
+                run = tf.function(run, autograph=False)
+            return run(inputs)
+
+        got, want = gradients(layer), gradients(plain_twin(layer))
+        for ours, theirs in zip(got, want, strict=True):
+            assert float(tf.reduce_max(tf.abs(theirs))) > 0
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
     """By every mode that TensorFlow has, against the plain layer."""
 
     @kinds

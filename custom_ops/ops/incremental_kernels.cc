@@ -117,10 +117,12 @@ class IncrementalOp : public GuardedOp {
   // Whether all must be computed afresh: what the state holds is of other
   // inputs, weights or attributes. `weights` is told whether the weights are
   // others. Marks the state as invalid.
+  // `written_to` if somebody may write to what was given out.
   bool Begin(IncrementalState* state, const Tensor& inputs,
-             const Tensor& kernel, const Tensor& bias, bool* weights) const {
-    const bool valid = std::exchange(state->valid, false) &&
-                       !(state->given_out && PythonMayWrite());
+             const Tensor& kernel, const Tensor& bias, bool written_to,
+             bool* weights) const {
+    const bool valid =
+        std::exchange(state->valid, false) && !(state->given_out && written_to);
     const bool kernel_changed = state->kernel.Update(kernel);
     const bool bias_changed = state->bias.Update(bias);
     *weights = kernel_changed || bias_changed || !valid ||
@@ -192,8 +194,10 @@ class IncrementalConv2DOp : public IncrementalOp {
     }
     const ParallelFor parallel = OpThreads(context);
     const std::lock_guard<std::mutex> lock(state->mu);
+    const bool copied = PythonMayWrite();
     bool weights = false;
-    const bool fresh = Begin(state.get(), inputs, kernel, bias, &weights);
+    const bool fresh =
+        Begin(state.get(), inputs, kernel, bias, copied, &weights);
     if (weights) {
       state->packed.Pack(kernel.flat<float>().data(),
                          use_bias_ ? bias.flat<float>().data() : nullptr,
@@ -229,8 +233,8 @@ class IncrementalConv2DOp : public IncrementalOp {
     state->valid = true;
     state->Count(streams, positions, count, count * state->packed.cost(),
                  positions * state->packed.cost());
-    state->given_out = !PythonMayWrite();
-    if (state->given_out) {
+    state->given_out = !copied;
+    if (!copied) {
       context->set_output(0, state->table);
       return;
     }
@@ -277,7 +281,8 @@ class IncrementalDenseOp : public IncrementalOp {
     if (outputs->NumElements() == 0) return;
     const std::lock_guard<std::mutex> lock(state->mu);
     bool weights = false;
-    const bool fresh = Begin(state.get(), inputs, kernel, bias, &weights);
+    const bool fresh =
+        Begin(state.get(), inputs, kernel, bias, false, &weights);
     const DenseSum sum(depth, kLeaf, units);
     if (fresh) {
       OP_REQUIRES_OK(context, IncrementalState::MakeFresh(

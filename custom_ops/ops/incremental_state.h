@@ -44,7 +44,8 @@ class LivingStates {
 
 // Whether a graph of this process has Python write into arrays, as
 // tf.numpy_function may: then a layer gives out copies of what it keeps. Set
-// before such a graph is first run, and never taken back.
+// before such a graph is first run in this process, if that is after the import
+// of this package, and never taken back.
 inline std::atomic<bool>& PythonMayWrite() {
   static std::atomic<bool> may{false};
   return may;

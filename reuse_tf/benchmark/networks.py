@@ -62,9 +62,9 @@ STREAMS = flags.DEFINE_list(
     "Environments side by side, in steps of networks of games.",
     flag_values=FLAGS,
 )
-for name in NETWORKS.name, GAMES.name:
+for _flag in NETWORKS, GAMES:
     flags.register_validator(
-        name, bool, message="must name one", flag_values=FLAGS
+        _flag.name, bool, message="must name one", flag_values=FLAGS
     )
 flags.register_validator(
     "streams",

@@ -206,12 +206,12 @@ def train(
 
         bar.update(progress.steps, run.rows, finalize=True)
         run.save()
-        if stopped or not progress.is_finished(settings) or is_due():
+        unfinished = stopped or not progress.is_finished(settings)
+        # Nobody leaves while the chief evaluates, nor if that was stopped.
+        if unfinished or any(team.gather(is_due())):
             raise KeyboardInterrupt
         if team.is_chief:
             curve.draw(run, settings, directory.path)
-        # The chief may still have evaluated: nobody leaves before it.
-        team.gather(None)
     model, stats = algorithm.learner.model, algorithm.learner.evaluator.stats
     return model, TrainingSummary(
         game=settings.game,

@@ -230,6 +230,7 @@ class RunDirectory:
         Raises:
             ValueError: If the newest checkpoint or the rows are damaged.
         """
+        self._require_place()
         for leftover in self._leftovers():
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -315,6 +316,7 @@ class RunDirectory:
 
     def remove_best(self):
         """Removes the policy that has scored best."""
+        self._require_place()
         (self.path / BEST).unlink(missing_ok=True)
 
     def write_best(self, model):
@@ -334,8 +336,7 @@ class RunDirectory:
 
         Raises:
             OSError: If it cannot be written.
-            ValueError: If the directory is no longer where it was, as of all
-                that writes.
+            ValueError: If the directory is no longer where it was.
         """
         self._require_place()
         # The rows that the checkpoint counts on are to last as it does.
@@ -370,12 +371,12 @@ class RunDirectory:
         under its name.
         """
         try:
-            is_there = os.path.samestat(
-                os.fstat(self._lock), os.stat(self.path)
-            )
-        except OSError:
-            is_there = False
-        if not is_there:
+            found = os.stat(self.path)
+        except OSError as error:
+            if error.errno not in _NONE:
+                raise
+            found = None
+        if found is None or not os.path.samestat(os.fstat(self._lock), found):
             raise ValueError(
                 f"`run_dir` {str(self.path)!r} was moved or removed. To go on "
                 "from the last checkpoint, pass where it is now"
