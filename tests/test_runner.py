@@ -1315,7 +1315,8 @@ def test_tables_go_with_whoever_holds_them():
             runner.step(frame)
             runner.step(frame.astype(np.float32))
             runner.predict(frame, verbose=0)
-            living = [h() for h in runner._handles.values() if h()]
+            living = [h() for h in runner._handles.values()]
+            living = [handle for handle in living if handle is not None]
             assert len(living) == 2
             del living
         *_, last = runner._handles.values()
