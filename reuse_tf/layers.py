@@ -152,11 +152,11 @@ class IncrementalConv2D(_Incremental, keras.layers.Conv2D):
 
     It is a `keras.layers.Conv2D` in every respect: the arguments, the weights
     and their order, files of weights, and, to float rounding, the outputs and
-    gradients. Outside training it keeps its input and its
-    activations from call to call, compares each new input with the last one
-    and recomputes those positions whose patch differs (temporal reuse; the
-    paper, section 3, does so for one bounding box). It is right whatever it is
-    called with, and fast when frames follow each other.
+    gradients. Outside training it keeps its input and its activations from call
+    to call, compares each new input with the last one and recomputes those
+    positions whose patch differs (temporal reuse; the paper, section 3, does so
+    for one bounding box). It is right whatever it is called with, and fast when
+    frames follow each other.
 
     Positions are compared bit by bit unless a threshold is set. A result does
     not depend, to the bit, on what was computed before it, unless the

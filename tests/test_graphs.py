@@ -19,31 +19,6 @@ from tensorflow.python.framework.ops import gradient_registry
 from reuse_tf import IncrementalConv2D, IncrementalDense, Stats, convert
 
 SHAPE = (10, 9, 3)
-
-
-def test_traces_go_with_their_graphs():
-    def registered():
-        gc.collect()
-        return sum(n.startswith("Custom") for n in gradient_registry.list())
-
-    layer = IncrementalConv2D(4, 3)
-    frame = tf.ones((1, 5, 5, 1))
-    layer(frame)
-    before = registered()
-    for _ in range(3):
-
-        @tf.function
-        def gradient(x):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(layer(x) ** 2)
-            return tape.gradient(loss, layer.kernel.value)
-
-        assert gradient(frame).shape == layer.kernel.shape
-    del gradient
-    assert registered() == before
-    assert layer.stats.frames == 4
-
-
 KINDS = ["conv", "dense"]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -491,7 +466,32 @@ def _traced_within(function):
     return tf.function(function)
 
 
+def test_traces_go_with_their_graphs():
+    def registered():
+        gc.collect()
+        return sum(n.startswith("Custom") for n in gradient_registry.list())
+
+    layer = IncrementalConv2D(4, 3)
+    frame = tf.ones((1, 5, 5, 1))
+    layer(frame)
+    before = registered()
+    for _ in range(3):
+
+        @tf.function
+        def gradient(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(layer(x) ** 2)
+            return tape.gradient(loss, layer.kernel.value)
+
+        assert gradient(frame).shape == layer.kernel.shape
+    del gradient
+    assert registered() == before
+    assert layer.stats.frames == 4
+
+
 class TestDifferentiated:
+    """By every mode that TensorFlow has, against the plain layer."""
+
     @pytest.mark.parametrize("outside", ["eager", "function", "inner"])
     @pytest.mark.parametrize(
         "how", ["cond", "captured", "switch_case", "while_loop", "map_fn"]
@@ -542,8 +542,6 @@ class TestDifferentiated:
         for ours, theirs in zip(got, want, strict=True):
             assert float(tf.reduce_max(tf.abs(theirs))) > 0
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
-
-    """By every mode that TensorFlow has, against the plain layer."""
 
     @kinds
     @pytest.mark.parametrize(
