@@ -279,7 +279,7 @@ class Runner:
         # What the last step with `copy=False` wrote.
         self._kept: _Kept | None = None
         if None not in shape:
-            self._last = self._state(self._fit(shape), tf.uint8)
+            self._last = self._state(self._fit((None, *shape)), tf.uint8)
 
     def __reduce__(self):
         """A copy, or what is read from a pickle, is a new runner."""
@@ -312,12 +312,13 @@ class Runner:
             tensor, and in a `tf.function`. They have no gradient.
 
         Raises:
-            ValueError: If `frames` are of another dtype.
-            tf.errors.InvalidArgumentError: If they are of another shape.
+            ValueError: If `frames` are of another dtype or shape. In a
+                `tf.function` that knows the shape only when it runs, it is
+                `tf.errors.InvalidArgumentError`.
         """
         if isinstance(frames, tf.Tensor) or not tf.executing_eagerly():
             frames = self._as_input(_tensor(frames))
-            return self._run(self._fit(frames.shape[1:]), frames)
+            return self._run(self._fit(frames.shape), frames)
         kept = None
         if not copy:
             # Nobody else may write into it meanwhile.
@@ -336,9 +337,7 @@ class Runner:
             frames = self._as_input(tf.constant(frames)).numpy()
         fitted = self._fitted
         if fitted is None or frames.shape[1:] != fitted.graph.frame_shape:
-            fitted = self._fit(frames.shape[1:])
-            if frames.shape[1:] != fitted.graph.frame_shape:
-                return self._run(fitted, frames)  # for its error
+            fitted = self._fit(frames.shape)
         state = self._state(fitted, frames.dtype)
         if len(frames) == 0:
             return fitted.graph.packed(state.new_outputs(0))
@@ -483,29 +482,27 @@ class Runner:
         )
 
     def _fit(self, shape):
-        """What is fitted to frames of this shape, made anew if need be."""
+        """What is fitted to frames of this shape, made anew if need be.
+
+        What a `tf.function` does not know of the shape yet, the ops check.
+        """
         fitted = self._fitted
-        # The ops check frames of a fixed size, which a `tf.function` may not
-        # know yet.
-        if fitted is not None and None not in self._shape:
+        shape = tf.TensorShape(shape)
+        if fitted is not None and shape[1:] == fitted.graph.frame_shape:
             return fitted
-        shape = tuple(shape)
-        if fitted is not None and shape == fitted.graph.frame_shape:
+        fits = shape.is_compatible_with([None, *self._shape])
+        if fits and fitted is not None and None not in self._shape:
             return fitted
-        if (
-            len(shape) != 3
-            or None in shape
-            or any(
-                want not in (None, size)
-                for want, size in zip(self._shape, shape, strict=True)
+        if not (fits and shape[1:].is_fully_defined()):
+            size = ", ".join(
+                "any" if n is None else str(n) for n in self._shape
             )
-        ):
             raise ValueError(
-                f"Expected `frames` to be {('N', *self._shape)}. Received: "
-                f"{('N', *shape)}"
+                f"Expected `frames` to be of shape [N, {size}]. Received: "
+                f"{shape}"
             )
         # Before what is known is given up: a layer may not fit.
-        fitted = _Fitted(self._graph(shape))
+        fitted = _Fitted(self._graph(tuple(shape[1:])))
         self._fitted = fitted
         self._last = self._recorded = self._kept = None
         return fitted
@@ -548,8 +545,9 @@ class Runner:
             gives them; for a list of videos, a list of these.
 
         Raises:
-            ValueError: If `frames` are of another dtype.
-            tf.errors.InvalidArgumentError: If they are of another shape.
+            ValueError: If `frames` are of another dtype or shape. In a
+                `tf.function` that knows the shape only when it runs, it is
+                `tf.errors.InvalidArgumentError`.
             NotImplementedError: By the tape, if it watches the frames, or if a
                 second derivative is asked for.
         """
@@ -581,28 +579,38 @@ class Runner:
                 keras.tree.pack_sequence_as(outputs, list(parts))
                 for parts in zip(*split, strict=True)
             ]
-        if not isinstance(frames, Structure):
-            frames = self.structure(frames)
-        fitted = self._fitted
-        if fitted is None:
-            fitted = self._fit([None])  # for its error
+        if isinstance(frames, Structure):
+            graph = self._graph_of(frames)
+        else:
+            frames = self._as_input(_tensor(frames))
+            # Another thread may fit the runner to frames of another size.
+            graph = self._fit(frames.shape).graph
+            frames = _find_structure(frames, graph)
+        with internals.uncast():
+            return graph.evaluate(frames)
+
+    def _graph_of(self, structure):
+        """The graph for a structure that was given, which it has to be of."""
+        if self._fitted is None:
+            raise ValueError(
+                "Expected frames before a structure: the model's input has any "
+                "height and width"
+            )
+        graph = self._fitted.graph
         if None in self._shape:
             tf.debugging.assert_equal(
-                frames.size,
-                fitted.graph.frame_shape[:2],
+                structure.size,
+                graph.frame_shape[:2],
                 "The structure is that of frames of another size.",
             )
-        nodes = _text(frames.nodes)
+        nodes = _text(structure.nodes)
         # In a graph it may be known later.
-        if isinstance(nodes, str) and nodes not in (
-            fitted.graph.texts.values()
-        ):
+        if isinstance(nodes, str) and nodes not in graph.texts.values():
             raise ValueError(
                 "Expected `frames` to be a structure of this model, or of one "
                 "of the same layers and settings. Received: that of another"
             )
-        with internals.uncast():
-            return fitted.graph.evaluate(frames)
+        return graph
 
     @internals.as_it_is
     def structure(self, frames: ArrayLike | tf.Tensor) -> Structure:
@@ -613,13 +621,13 @@ class Runner:
 
         Returns:
             A `Structure`, to be given to the runner in place of the frames.
+
+        Raises:
+            ValueError: If `frames` are of another dtype or shape, as for a
+                call.
         """
         frames = self._as_input(_tensor(frames))
-        graph = self._fit(frames.shape[1:]).graph
-        parts = ops.video_structure(
-            frames, nodes=graph.lines(frames.dtype), **graph.counts
-        )
-        return _structure(parts, graph, frames.dtype)
+        return _find_structure(frames, self._fit(frames.shape).graph)
 
     def record(self, dtype: DTypeLike | tf.DType = tf.uint8) -> None:
         """Has `step` leave the structure of its frames behind, from now on.
@@ -827,6 +835,14 @@ def _text(nodes):
     if tf.is_tensor(nodes) and tf.executing_eagerly():
         return nodes.numpy().decode()
     return nodes
+
+
+def _find_structure(frames, graph):
+    """The structure of a video, a tensor as it is given to the model."""
+    parts = ops.video_structure(
+        frames, nodes=graph.lines(frames.dtype), **graph.counts
+    )
+    return _structure(parts, graph, frames.dtype)
 
 
 def _structure(parts, graph, dtype):

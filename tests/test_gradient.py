@@ -375,20 +375,6 @@ class TestVideos:
         runner(video)
         assert runner.stats == before
 
-    @pytest.mark.parametrize(
-        "frames, words",
-        [
-            (np.zeros((3, 12, 10, 2), np.uint8), "frames must be"),
-            (np.zeros((12, 10, 1), np.uint8), "frames"),
-            (np.zeros((3, 12, 11, 1), np.float32), "frames must be"),
-        ],
-    )
-    def test_bad_shapes(self, frames, words):
-        with pytest.raises(
-            (tf.errors.InvalidArgumentError, ValueError), match=words
-        ):
-            Runner(policy())(frames)
-
     def test_bad_dtype(self):
         with pytest.raises(ValueError, match="uint8 or float32"):
             Runner(policy())(np.zeros((3, 12, 10, 1), np.int64))

@@ -7,6 +7,7 @@ import copy
 import functools
 import gc
 import pickle
+import re
 import threading
 
 import children
@@ -935,7 +936,7 @@ class TestArguments:
             runner.reset_state(streams)
 
     @pytest.mark.parametrize(
-        "shape", [(9, 8, 1), (1, 1, 9, 8, 1), (1, 8, 9, 1), (1, 9, 8, 3), ()]
+        "shape", [(9, 8, 1), (1, 1, 9, 8, 1), (1, 8, 9, 1), (1, 9, 8, 3), (1,)]
     )
     @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
     def test_bad_shapes_are_named(self, shape, dtype):
@@ -943,12 +944,33 @@ class TestArguments:
         runner = Runner(small_model())
         good = random_bytes(rng, 2, 9, 8, 1).astype(dtype)
         runner.step(good)
-        with pytest.raises(
-            tf.errors.InvalidArgumentError,
-            match=r"frames must be .* \[N, 9, 8, 1\], got",
+        frames = np.zeros(shape, dtype)
+        for call in (
+            runner.step,
+            lambda frames: runner.step(tf.constant(frames)),
+            runner,
+            runner.structure,
         ):
-            runner.step(np.zeros(shape, dtype))
+            with pytest.raises(
+                ValueError,
+                match=rf"`frames` .* \[N, 9, 8, 1\]. .*: {re.escape(str(shape))}",
+            ):
+                call(frames)
         assert_right(runner, good)
+
+    def test_bad_shapes_that_a_graph_does_not_know(self):
+        runner = Runner(small_model())
+        for call in (runner.step, runner):
+            graph = tf.function(call).get_concrete_function(
+                tf.TensorSpec(None, tf.uint8)
+            )
+            graph(tf.zeros([1, 9, 8, 1], tf.uint8))
+            for shape in ((9, 8, 1), (1, 8, 9, 1)):
+                with pytest.raises(
+                    tf.errors.InvalidArgumentError,
+                    match=r"frames must be .* \[[NT], 9, 8, 1\], got",
+                ):
+                    graph(tf.zeros(shape, tf.uint8))
 
     @pytest.mark.parametrize(
         "dtype",
