@@ -3,7 +3,8 @@
 import importlib.metadata
 
 from reuse_tf.callbacks import StatsLogger
-from reuse_tf.convert import Coverage, CoverageTable, convert, coverage
+from reuse_tf.convert import convert
+from reuse_tf.coverage import Coverage, CoverageTable, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
 from reuse_tf.runner import LayerStats, Runner, RunnerStats, Structure

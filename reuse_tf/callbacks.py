@@ -5,7 +5,7 @@ import os
 import keras
 
 from reuse_tf.batches import check_count
-from reuse_tf.convert import named_layers
+from reuse_tf.coverage import named_layers
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense
 from reuse_tf.runner import Runner
 from reuse_tf.summaries import Scalars

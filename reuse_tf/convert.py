@@ -1,12 +1,10 @@
-"""From plain models to incremental ones and back, and what reuses in them."""
+"""From plain models to incremental ones and back."""
 
 import copy as copying
 import numbers
 import re
 import tempfile
 import types
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -17,10 +15,10 @@ from reuse_tf.layers import (
     IncrementalDense,
     check_threshold,
 )
-from reuse_tf.runner import Runner
 
 _PLAIN_VALUES = (bool, numbers.Number, str, bytes, tuple, np.ndarray)
-_TWINS = {
+# The incremental layer of a plain one.
+TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
     keras.layers.Dense: IncrementalDense,
 }
@@ -68,7 +66,7 @@ def convert(
     """
     if threshold is not None and not isinstance(threshold, dict):
         check_threshold(threshold)
-    converted = _copy(model, _TWINS)
+    converted = _copy(model, TWINS)
     if threshold is not None:
         _set_thresholds(converted, threshold)
     return converted
@@ -97,7 +95,7 @@ def plain(model: keras.Model) -> keras.Model:
 
     The inverse of `convert`, with the same argument, result and errors.
     """
-    return _copy(model, {twin: cls for cls, twin in _TWINS.items()})
+    return _copy(model, {twin: cls for cls, twin in TWINS.items()})
 
 
 def _copy(model, twins):
@@ -184,9 +182,9 @@ class _Copies:
 
     def _layer(self, layer):
         cls = self._twins.get(type(layer), type(layer))
-        if getattr(layer, "quantization_mode", None) and cls in _TWINS.values():
+        if getattr(layer, "quantization_mode", None) and cls in TWINS.values():
             cls = type(layer)
-        for part in (layer, *_parts(layer)):
+        for part in (layer, *parts_of(layer)):
             # What a model has of its own is more.
             if isinstance(part, keras.Model):
                 continue
@@ -297,7 +295,7 @@ def _from_config(cls, layer):
 def _custom_objects(layer):
     """The classes and functions that the config of a layer may name."""
     known = {}
-    for part in _parts(layer):
+    for part in parts_of(layer):
         known[type(part).__name__] = type(part)
         for function in vars(part).values():
             if isinstance(function, types.FunctionType):
@@ -389,7 +387,7 @@ class _StandIns:
         return config
 
 
-def _parts(layer):
+def parts_of(layer):
     """The layers within a layer; none within what is only an operation."""
     if not isinstance(layer, keras.Layer):
         return []
@@ -437,141 +435,3 @@ def _copy_state(old, new):
     # What is saved is not all: LoRA is merged, the state of seeds left out.
     for theirs, ours in _variable_pairs(old, new):
         ours.assign(theirs)
-
-
-class Coverage(NamedTuple):
-    """How one layer of a model computes.
-
-    Attributes:
-        layer: Its name, behind those of the models it stands in.
-        kind: The name of its class.
-        how: `"reuses"` or `"plain"`.
-        why: What it reuses, or why it does not.
-    """
-
-    layer: str
-    kind: str
-    how: str
-    why: str
-
-
-class CoverageTable(list[Coverage]):
-    """The `Coverage` of each layer of a model; prints as a table."""
-
-    def __str__(self) -> str:
-        rows = [Coverage._fields, *self]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width)
-                for cell, width in zip(row, widths, strict=True)
-            ).rstrip()
-            for row in rows
-        )
-
-
-def coverage(model: keras.Model | Runner) -> CoverageTable:
-    """Tells of each layer whether it reuses what was computed, and why not.
-
-    Args:
-        model: A Keras model of any kind, converted or not, or a `Runner`.
-
-    Returns:
-        A `CoverageTable`: a list of `Coverage`, in the order of the layers.
-
-    Raises:
-        ValueError: If `model` is neither.
-
-    Examples:
-        >>> print(coverage(convert(model)))
-        layer    kind               how     why
-        conv2d   IncrementalConv2D  reuses  positions whose input did not change
-        flatten  Flatten            plain   it has no incremental form
-    """
-    if isinstance(model, Runner):
-        return CoverageTable(_runner_rows(model))
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Expected `model` to be a Keras model or a Runner. Received: "
-            f"{model!r}"
-        )
-    return CoverageTable(_rows(model))
-
-
-def named_layers(
-    model: keras.Model, prefix: str = ""
-) -> Iterator[tuple[str, keras.Layer]]:
-    """The layers of a model and of models within it, each behind its name."""
-    for layer in keras.Model.layers.fget(model):
-        name = prefix + layer.name
-        if isinstance(layer, keras.Model):
-            yield from named_layers(layer, f"{name}/")
-        else:
-            yield name, layer
-
-
-def _rows(model):
-    for name, layer in named_layers(model):
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
-        yield _row(layer, name)
-        for part in _parts(layer):
-            if isinstance(part, tuple(_TWINS)):
-                yield _row(part, f"{name}/{part.name}", within=layer)
-
-
-def _row(layer, name, within=None):
-    kind = type(layer)
-    if isinstance(layer, tuple(_TWINS.values())):
-        why = layer._why_plain()
-        if why is None:
-            reused = (
-                "positions whose patch did not change"
-                if isinstance(layer, IncrementalConv2D)
-                else "sums of inputs that did not change"
-            )
-            return Coverage(name, kind.__name__, "reuses", reused)
-    elif getattr(layer, "quantization_mode", None):
-        why = f"it is quantized ({layer.quantization_mode})"
-    elif kind in _TWINS and within:
-        why = f"it stands within a {type(within).__name__}"
-    elif kind in _TWINS:
-        why = f"convert() would make it {_TWINS[kind].__name__}"
-    elif isinstance(layer, tuple(_TWINS)):
-        why = "it is of a subclass, which may compute otherwise"
-    else:
-        why = "it has no incremental form"
-    return Coverage(name, kind.__name__, "plain", why)
-
-
-def _begins(node, layer):
-    """What a layer of several nodes makes first, of which it joins others."""
-    while node.kind == "join" and node.inputs[0].layer is layer:
-        node = node.inputs[0]
-    return node
-
-
-def _runner_rows(runner):
-    patches = {
-        "auto": "patches seen before, anywhere",
-        "content": "patches seen before, anywhere",
-        "temporal": "positions whose patch did not change",
-    }[runner.reuse]
-    graph = runner.graph
-    if graph is None:
-        return
-    if graph.has_thresholds:
-        patches = "positions whose patch did not move beyond a threshold"
-    for layer, node in graph.layers:
-        how = "reuses"
-        if node is None:
-            why = "computes nothing"
-        elif node.kind in ("dense", "global") and node.layer is layer:
-            why = "sums over positions that did not change"
-        elif _begins(node, layer).per_frame:
-            how, why = "plain", "it is computed in whole for each frame"
-        elif node.layer is layer:
-            why = patches
-        else:
-            why = "all but new rows"
-        yield Coverage(layer.name, type(layer).__name__, how, why)

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from reuse_tf import internals, keras_nodes, ops
-from reuse_tf.keras_nodes import SUPPORTED
 from reuse_tf.nodes import (
     IDENTITY_WINDOW,
     Node,
@@ -128,7 +127,9 @@ def _of_layer(call, symbolic, trace):
     except Unsupported as error:
         raise ValueError(
             f"Runner does not support layer {layer.name!r} "
-            f"({type(layer).__name__}): {error}. Supported are: {SUPPORTED}."
+            f"({type(layer).__name__}): {error}. `reuse_tf.convert` leaves "
+            "such layers to Keras. Those that are supported are named in "
+            "`reuse_tf.keras_nodes.SUPPORTED`."
         ) from None
     same = any(value.node is given.node for given in call.values)
     trace.append((layer, None if same else value))

@@ -1,15 +1,8 @@
 """The process that a program plays, trains or measures in."""
 
-import contextlib
 import gc
-import os
 import signal
-import sys
 import threading
-
-from absl import flags
-
-from reuse_tf import files
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -68,48 +61,3 @@ class Stop:
 
 def _is_ours(handler):
     return isinstance(getattr(handler, "__self__", None), Stop)
-
-
-def run(name, main):
-    """Runs a program, and ends it in one line if something goes wrong.
-
-    Args:
-        name: The program, which the line begins with.
-        main: A function without arguments.
-    """
-    if sys.stdout is not None:
-        # The units of a table are no reason to fail.
-        with contextlib.suppress(AttributeError):
-            sys.stdout.reconfigure(errors="replace")
-    try:
-        try:
-            main()
-        finally:
-            _write_out()
-    except KeyboardInterrupt:
-        text = "interrupted"
-    except flags.Error as error:
-        text = " ".join(str(error).split())
-    except (ImportError, OSError, ValueError) as error:
-        text = files.explain(error)
-        # Errors of files name them; that of a print, which may not be
-        # buffered, does not.
-        if isinstance(error, OSError) and error.errno and not error.filename:
-            text = f"cannot write to the standard output: {text}"
-    else:
-        return
-    sys.exit(f"{name}: {text}")
-
-
-def _write_out():
-    """Writes what was printed; raises an `OSError` if that is impossible."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # Python tries again at its end.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-        raise

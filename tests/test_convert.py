@@ -879,6 +879,14 @@ class TestCoverage:
         with pytest.raises(ValueError, match="`model`"):
             coverage(model)
 
+    def test_a_runner_of_any_size_needs_a_step(self):
+        inputs = keras.Input((None, None, 1))
+        runner = Runner(keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)))
+        with pytest.raises(ValueError, match="a step before `coverage`"):
+            coverage(runner)
+        runner.step(np.zeros((1, 5, 5, 1), np.uint8))
+        assert coverage(runner)[-1].how == "reuses"
+
 
 class TestPredict:
     """What is said of it in `convert` and the README."""

@@ -8,8 +8,8 @@ import pytest
 
 from reuse_tf.benchmark import __main__ as program
 from reuse_tf.benchmark import learners
-from reuse_tf.learning import evaluators
 from reuse_tf.learning.settings import Settings
+from reuse_tf.policies import evaluators
 
 COMMAND = [
     *("benchmark", "learners", "--games=Pong", "--num_envs=1"),

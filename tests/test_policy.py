@@ -198,6 +198,12 @@ def test_logits_that_are_not_finite_are_refused(bad, index):
         Sampler(np.random.default_rng(0))(logits)
 
 
+@pytest.mark.parametrize("shape", [(3,), (), (1, 2, 3), (2, 0)])
+def test_logits_of_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="`logits` of shape"):
+        Sampler(np.random.default_rng(0))(np.zeros(shape, np.float32))
+
+
 def test_other_defaults_of_keras_change_nothing(tmp_path):
     configured = {"floatx": "float16", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(configured))

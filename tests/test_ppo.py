@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from reuse_tf.learning import ppo, reinforce
-from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.policies import build_network
+from reuse_tf.policies.evaluators import evaluator
 
 
 def softmax(row):

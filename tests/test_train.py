@@ -34,7 +34,6 @@ from reuse_tf import atari, policies
 from reuse_tf.learning import (
     environments,
     evaluation,
-    evaluators,
     ppo,
     reinforce,
     training,
@@ -43,7 +42,7 @@ from reuse_tf.learning.optimizer import Adam, Optimizer
 from reuse_tf.learning.progress import Progress
 from reuse_tf.learning.settings import OPTIMIZERS, Settings
 from reuse_tf.learning.training import train
-from reuse_tf.policies import policy, run_directory
+from reuse_tf.policies import evaluators, policy, run_directory
 from reuse_tf.policies.policy import load_policy
 from reuse_tf.policies.run_directory import RunDirectory, newest_policy
 

@@ -22,8 +22,8 @@ from absl import flags
 from reuse_tf import atari, process
 from reuse_tf.benchmark import grid, memory, replay, report
 from reuse_tf.learning import reinforce, training
-from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.settings import Settings
+from reuse_tf.policies.evaluators import evaluator
 
 # Frames of the episode whose gradient is measured.
 EPISODE = 1500

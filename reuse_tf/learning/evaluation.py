@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from reuse_tf.learning import environments
-from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.policies import Sampler
+from reuse_tf.policies.evaluators import evaluator
 
 # Tells the seeds of evaluations from those of the training.
 _SPAWN_KEY = (1,)

@@ -7,9 +7,9 @@ import tempfile
 import keras
 
 from reuse_tf import internals
-from reuse_tf.learning.evaluators import evaluator
 from reuse_tf.learning.optimizer import make_optimizer
 from reuse_tf.policies import build_network, load_policy, run_directory
+from reuse_tf.policies.evaluators import evaluator
 from reuse_tf.policies.run_directory import POLICY
 
 _OPTIMIZER = "optimizer.npz"

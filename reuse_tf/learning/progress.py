@@ -28,7 +28,7 @@ class Row(NamedTuple):
     return_: float
     end: str  # "terminated", "truncated" or "cut": see `Settings`
     steps: int  # of the run, as of the episode's update
-    seconds: float  # of the run, when it ended
+    seconds: float  # of the run, at the end of the episode's update
     processor_seconds: float  # the same of all processors' time
 
 

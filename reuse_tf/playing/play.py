@@ -6,12 +6,12 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from reuse_tf import atari, process
 from reuse_tf.extras import extra
 from reuse_tf.policies import Sampler, build_network, likeliest, load_policy
-from reuse_tf.runner import Runner, RunnerStats
+from reuse_tf.policies.evaluators import evaluator
+from reuse_tf.runner import RunnerStats
 
 with extra("atari"):
     import gymnasium as gym
@@ -211,7 +211,12 @@ def play(
     games = (
         _Several(env) if isinstance(env, gym.vector.VectorEnv) else _One(env)
     )
-    step_policy, stats = _compile(policy, reuse, games.num_envs)
+    try:
+        evaluate = evaluator(policy, reuse)
+    except ValueError as error:
+        if reuse == "none":
+            raise
+        raise ValueError(f"{error} Or play with --reuse=none.") from error
     rng = np.random.default_rng(seed)
     choose = likeliest if greedy else Sampler(rng, share, total)
     if share is not None:
@@ -227,7 +232,7 @@ def play(
     with process.Stop() as stop:
         while played < steps and not stop.requested:
             begin = time.perf_counter()
-            actions = choose(step_policy(games.frames))
+            actions = choose(evaluate.act(games.frames))
             chosen = time.perf_counter()
             games.step(actions)
             end = time.perf_counter()
@@ -238,7 +243,7 @@ def play(
                 bar.update(min(played, steps), finalize=False)
                 next_update = end + _INTERVAL
     bar.update(min(played, steps), finalize=True)
-    stats = stats()
+    stats = evaluate.stats
     return Summary(
         game=atari.short_name(env.spec.id),
         steps=played,
@@ -305,33 +310,6 @@ class _Several:
         if ended.any():
             self.returns += self._rewards[ended].tolist()
             self._rewards[ended] = 0
-
-
-def _compile(policy, reuse, num_envs):
-    """Makes a function of a policy.
-
-    Returns:
-        A pair of a function from uint8 frames to logits, both NumPy arrays,
-        and one that returns what is `Summary.stats` then.
-    """
-    if reuse != "none":
-        try:
-            runner = Runner(policy, reuse)
-        except ValueError as error:
-            raise ValueError(f"{error} Or play with --reuse=none.") from error
-        return (
-            lambda frames: runner.step(frames, copy=False),
-            lambda: runner.stats,
-        )
-    shape = (num_envs, *policy.input_shape[1:])
-    # Calling the concrete function saves half the time of the call itself,
-    # 200 microseconds, which matching its arguments to a trace would take.
-    call = tf.function(
-        lambda frames: policy(frames, training=False)
-    ).get_concrete_function(tf.TensorSpec(shape, tf.uint8))
-    # The first call is slow, as TensorFlow optimises the graph.
-    call(tf.zeros(shape, tf.uint8))
-    return lambda frames: call(tf.constant(frames)).numpy(), lambda: None
 
 
 def recomputed(model, stats):

@@ -244,7 +244,8 @@ class Sampler:
         Raises:
             FloatingPointError: If a logit is NaN, or the largest of a row is
                 infinite.
-            ValueError: If the rows are not those of the share.
+            ValueError: If the logits are of another shape, or their rows not
+                those of the share.
         """
         if logits is not self._logits:
             self._take(logits)
@@ -257,11 +258,16 @@ class Sampler:
 
     def _take(self, logits):
         """Looks where the logits are, which a runner may leave there anew."""
+        # Compiled code trusts these sizes.
+        if np.ndim(logits) != 2 or not np.shape(logits)[1]:
+            raise ValueError(
+                "Expected `logits` of shape [N, num_actions]. Received: shape "
+                f"{np.shape(logits)}"
+            )
         count = len(logits)
         share = range(count) if self._share is None else self._share
         drawn = np.empty(count if self._total is None else self._total)
         uniforms = drawn[share.start : share.stop]
-        # Compiled code reads as many numbers as there are rows.
         if len(uniforms) != count:
             raise ValueError(
                 f"Expected `logits` of {len(uniforms)} rows, those of {share} "

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "custom_ops/kernels/arithmetic/dense_sum.h"
 #include "custom_ops/kernels/arithmetic/leaf_weights.h"
@@ -10,34 +11,11 @@
 namespace reuse_tf {
 namespace {
 
-// The gradient of products, [patches, filters], or of the relu of them.
-struct OutputGradient {
-  const float* values;
-  const float* products;  // null without a relu
-  int64_t filters;
-
-  // Those of `count` patches from `first` on. `masked` is working space.
-  const float* Rows(int64_t first, int64_t count,
-                    std::vector<float>* masked) const {
-    const float* from = values + first * filters;
-    if (products == nullptr) return from;
-    const float* product = products + first * filters;
-    masked->resize(count * filters);
-    float* to = masked->data();
-    for (int64_t i = 0; i < count * filters; ++i) {
-      // Read either way, for the compiler to use vectors.
-      const float value = from[i];
-      to[i] = product[i] > 0 ? value : 0.f;
-    }
-    return to;
-  }
-};
-
 // kernel_gradient [depth, filters] of one group = the sum over patches of
 // patch^T * gradient. Patches are cut into a fixed number of parts, each summed
 // for itself, block after block, and the parts are summed in their order.
 void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
-                    const int32_t* patches, const OutputGradient& gradient,
+                    const int32_t* patches, const float* gradient,
                     const ParallelFor& parallel, float* kernel_gradient,
                     float* bias_gradient) {
   constexpr int64_t kBlock = 256, kParts = 8;
@@ -54,7 +32,7 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
            [&](int64_t begin, int64_t end) {
              std::vector<float> gathered(kBlock * depth);
              std::vector<float> panels(kBlock * set.Padded(filters));
-             std::vector<float> product(depth * filters), masked;
+             std::vector<float> product(depth * filters);
              for (int64_t part = begin; part < end; ++part) {
                float* sum = sums.data() + part * size_of_part;
                float* bias = sum + depth * filters;
@@ -66,7 +44,7 @@ void KernelGradient(const PatchShape& shape, int64_t group, const float* rows,
                             patches + first * shape.taps, size * shape.taps,
                             gathered.data());
                  const float* block_gradient =
-                     gradient.Rows(first, size, &masked) + group * filters;
+                     gradient + first * shape.filters + group * filters;
                  for (int64_t i = 0; i < size; ++i) {
                    const float* row = block_gradient + i * shape.filters;
                    for (int64_t f = 0; f < filters; ++f) bias[f] += row[f];
@@ -121,7 +99,7 @@ void AddToRows(const float* values, int64_t channels, int64_t count,
 // for one group.
 void RowsGradient(const PatchShape& shape, int64_t group,
                   const int32_t* patches, const float* kernel,
-                  const OutputGradient& gradient, const ParallelFor& parallel,
+                  const float* gradient, const ParallelFor& parallel,
                   float* rows_gradient) {
   constexpr int64_t kBlock = 64, kBlocks = 32;
   const InstructionSet& set = ActiveInstructionSet();
@@ -139,10 +117,8 @@ void RowsGradient(const PatchShape& shape, int64_t group,
              [&](int64_t begin, int64_t end) {
                const int64_t first = begin * kBlock;
                const int64_t last = std::min(size, end * kBlock);
-               std::vector<float> masked;
                const float* from =
-                   gradient.Rows(start + first, last - first, &masked) +
-                   group * filters;
+                   gradient + (start + first) * shape.filters + group * filters;
                set.Multiply(from, shape.filters, 1, last - first, filters,
                             panels.data(), nullptr, depth, [&](int64_t i) {
                               return products.data() + (first + i) * depth;
@@ -163,12 +139,24 @@ void PatchGradients(const PatchShape& shape, const float* rows,
                     const float* relu_products, const float* gradient,
                     const ParallelFor& parallel, float* rows_gradient,
                     float* kernel_gradient, float* bias_gradient) {
-  const OutputGradient of_outputs = {gradient, relu_products, shape.filters};
+  std::unique_ptr<float[]> masked;
+  if (relu_products != nullptr) {
+    masked.reset(new float[shape.patches * shape.filters]);
+    float* to = masked.get();
+    parallel(shape.patches, shape.filters, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin * shape.filters; i < end * shape.filters; ++i) {
+        // Read either way, for the compiler to use vectors.
+        const float value = gradient[i];
+        to[i] = relu_products[i] > 0 ? value : 0.f;
+      }
+    });
+    gradient = to;
+  }
   for (int64_t group = 0; group < shape.groups; ++group) {
-    KernelGradient(shape, group, rows, patches, of_outputs, parallel,
+    KernelGradient(shape, group, rows, patches, gradient, parallel,
                    kernel_gradient, bias_gradient);
     if (rows_gradient == nullptr) continue;
-    RowsGradient(shape, group, patches, kernel, of_outputs, parallel,
+    RowsGradient(shape, group, patches, kernel, gradient, parallel,
                  rows_gradient);
   }
 }
