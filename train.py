@@ -163,10 +163,10 @@ def main(_):
         if path is not None and team.is_chief:
             saved = saved_settings(path)
         names = [field.name for field in dataclasses.fields(Settings)]
-        values = _values(names, saved)
+        values = _values(names, saved, atari.short_name)
         # The flags of the chief are those of all workers.
-        values = _values(names, team.gather(values)[0])
-        values["game"] = atari.short_name(values["game"])
+        of_chief = team.gather(values)[0]
+        values = _values(names, of_chief, atari.short_name)
         settings = Settings(**values)
         if path is None and team.is_chief:
             now = time.strftime("%Y%m%d-%H%M%S")
@@ -198,10 +198,13 @@ def main(_):
     )
 
 
-def _values(names, saved):
+def _values(names, saved, short_name):
     """Returns the flags' values; where a flag is not given, the saved one."""
     given = {name for name in names if flags.FLAGS[name].present}
     values = {name: flags.FLAGS[name].value for name in names}
+    values["game"] = short_name(values["game"])
+    if saved and short_name(saved["game"]) == values["game"]:
+        given.discard("game")  # A run may have its full id.
     if "algorithm" in given and saved.get("algorithm") != values["algorithm"]:
         saved = {}  # Those of another one do not fit. The run refuses it.
     # A bound that is given alone is the only one, but for the end that a

@@ -967,6 +967,40 @@ def test_losses_of_a_networks_own_are_refused(layer, words):
         train(settings(), "run", Catch, network)
 
 
+@keras.saving.register_keras_serializable()
+class Penalty(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(keras.ops.mean(inputs))
+        return inputs
+
+
+def test_losses_that_a_networks_layers_add_are_refused():
+    def network(frame_shape, num_actions):
+        inputs = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        x = Penalty()(keras.layers.Flatten()(x))
+        return keras.Model(inputs, keras.layers.Dense(num_actions)(x))
+
+    with pytest.raises(ValueError, match="without losses.* one with 1"):
+        train(settings(reuse="none"), "run", Catch, network)
+
+
+@pytest.mark.parametrize(
+    ("body", "head"),
+    [("float64", "float64"), ("float32", "float64"), ("float16", "float16")],
+)
+def test_networks_of_other_dtypes_are_refused(body, head):
+    def network(frame_shape, num_actions):
+        inputs = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Conv2D(2, 3, dtype=body)(inputs)
+        x = keras.layers.Flatten(dtype=body)(x)
+        x = keras.layers.Dense(num_actions, dtype=head)(x)
+        return keras.Model(inputs, x)
+
+    with pytest.raises(ValueError, match=f"`network` .*float32.* of {head}"):
+        train(settings(reuse="none"), "run", Catch, network)
+
+
 def test_games_whose_state_cannot_be_saved_are_refused():
     with pytest.raises(ValueError, match="state can be saved"):
         train(
@@ -1524,7 +1558,7 @@ def test_wrong_settings_are_refused(changes):
         {"num_steps": 0},
         {"epochs": 0},
         {"minibatches": 0},
-        {"minibatches": 41},
+        {"minibatches": 21},
         {"gae_lambda": 1.1},
         {"clip": 0},
         {"value_clip": 0},
@@ -1638,8 +1672,9 @@ def test_other_frames_and_actions_are_refused(
 def test_environments_have_to_be_several(make_settings, bounds):
     one = Catch()
     chosen = make_settings(**{"num_envs": 1, "steps": 40, **bounds})
-    with pytest.raises(ValueError, match="`make_env`.*same one again"):
-        train(chosen, "run", lambda: one)
+    for again in (lambda: one, lambda: gym.wrappers.TimeLimit(one, 5)):
+        with pytest.raises(ValueError, match="`make_env`.*same one again"):
+            train(chosen, "run", again)
 
 
 def test_environments_have_to_be_alike():
@@ -1938,6 +1973,14 @@ def test_the_program_trains_resumes_and_refuses_other_settings(monkeypatch):
         run_here("--run_dir=run", "--filters=3,4"),
         "--filters=2",
         "--filters=3,4",
+    )
+    # Python may have begun it by the game's full id.
+    flags = pathlib.Path("run/flags.json")
+    flags.write_text(flags.read_text().replace("Breakout", "ALE/Breakout-v5"))
+    for game in ([], ["--game=Breakout"], ["--game=ALE/Breakout-v5"]):
+        assert run_here("--run_dir=run", "--steps=701", *game) is None
+    assert_one_line(
+        run_here("--run_dir=new", "--summary_json=new"), "the run itself"
     )
     # The game and the frames of the run, too.
     result = run_alone("infer.py", "--checkpoint=run", "--steps=20")

@@ -117,12 +117,13 @@ class Maker:
                 "Expected `make_env` to make a `gymnasium.Env`. Received: "
                 f"{type(env).__name__}"
             )
-        if any(made() is env for made in self._made):
+        # Perhaps within a new wrapper.
+        if any(made() is env.unwrapped for made in self._made):
             raise ValueError(
                 "Expected `make_env` to make a new environment whenever it is "
                 "called. Received: the same one again"
             )
-        self._made.append(weakref.ref(env))
+        self._made.append(weakref.ref(env.unwrapped))
         return env
 
 

@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import keras
+import tensorflow as tf
 
 from reuse_tf import internals
 from reuse_tf.learning.optimizer import make_optimizer
@@ -58,6 +59,7 @@ class Learner:
                 "one without trainable weights"
             )
         if network is not None:
+            _check_dtypes(self.model)
             _check_losses(self.model)
             self._check_it_can_be_read()
         self.optimizer = make_optimizer(
@@ -121,6 +123,23 @@ class Learner:
             self.optimizer.load(path / _OPTIMIZER)
 
 
+def _check_dtypes(model):
+    """Refuses weights and outputs that updates cannot be made with."""
+    outputs = keras.tree.flatten(internals.outputs_of(model))
+    for tensors, dtypes in (
+        (model.trainable_variables, ("float32",)),
+        # Of mixed precision.
+        (outputs, ("float32", "float16", "bfloat16")),
+    ):
+        for tensor in tensors:
+            if tensor.dtype not in dtypes:
+                raise ValueError(
+                    "Expected `network` to make a model of float32 weights, "
+                    f"and outputs of {' or '.join(dtypes)}. Received: "
+                    f"{tensor.name!r} of {tensor.dtype}"
+                )
+
+
 def _check_losses(model):
     """Refuses losses of a model's own, which updates would leave out."""
     for layer in internals.sublayers(model):
@@ -130,6 +149,8 @@ def _check_losses(model):
                     "Expected `network` to make a model without losses of its "
                     f"own. Received: layer {layer.name!r} with a `{name}`"
                 )
+    # Those that `add_loss` adds are there once the model has been called.
+    model(tf.zeros((1, *model.input_shape[1:]), tf.uint8), training=False)
     if model.losses:
         raise ValueError(
             "Expected `network` to make a model without losses of its own. "

@@ -258,10 +258,13 @@ class Settings:
                 _check(self, name, expected, is_right)
 
     def _check_ppo(self):
-        if self.minibatches > self.num_envs * self.num_steps:
+        # The advantages of a minibatch are normalised: that of a single step
+        # would be 0.
+        least = 1 if self.algorithm == "a2c" else 2
+        if least * self.minibatches > self.num_envs * self.num_steps:
             raise ValueError(
-                "Expected `minibatches` to be at most `num_envs * num_steps`. "
-                f"Received: minibatches={self.minibatches}, "
+                f"Expected `minibatches` of {least} or more of the `num_envs * "
+                f"num_steps` steps. Received: minibatches={self.minibatches}, "
                 f"num_envs={self.num_envs}, num_steps={self.num_steps}"
             )
 

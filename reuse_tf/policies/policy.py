@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,6 +136,9 @@ def load_policy(
     """
     *older, path = policies(path) if os.path.isdir(path) else [path]
     try:
+        # Of what is no archive Keras says that it is not found.
+        if os.path.isfile(path) and os.fspath(path).endswith(".keras"):
+            zipfile.ZipFile(path).close()
         model = keras.models.load_model(path)
     # Keras raises errors of many kinds for a file it cannot read.
     except Exception as error:

@@ -60,17 +60,17 @@ def check_outputs(path: str | os.PathLike[str], *outputs: str | None) -> None:
         *outputs: The files; None is none.
 
     Raises:
-        ValueError: If one is what a run consists of.
+        ValueError: If one is what a run consists of, or the run.
     """
     for output in outputs:
         if output is None:
             continue
         part = os.path.relpath(os.path.realpath(output), os.path.realpath(path))
         first = part.split(os.sep)[0]
-        if first in _PARTS or first.startswith(_PREFIX):
+        if first in (*_PARTS, os.curdir) or first.startswith(_PREFIX):
             raise ValueError(
-                f"{output!r} is a part of the run in {str(path)!r}: write to "
-                "another file"
+                f"{output!r} is a part of the run in {str(path)!r}, or the run "
+                "itself: write to another file"
             )
 
 

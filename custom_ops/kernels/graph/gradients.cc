@@ -132,6 +132,52 @@ void RowsGradient(const PatchShape& shape, int64_t group,
   }
 }
 
+// All gradients of a convolution whose every channel is a group of one filter.
+// Sums are those of blocks of patches; each thread has channels of its own.
+void DepthwiseGradients(const PatchShape& shape, const float* rows,
+                        const int32_t* patches, const float* kernel,
+                        const float* gradient, const ParallelFor& parallel,
+                        float* rows_gradient, float* kernel_gradient,
+                        float* bias_gradient) {
+  constexpr int64_t kBlock = 256, kChannels = 16;
+  const int64_t channels = shape.channels, taps = shape.taps;
+  const std::vector<float> padding(channels, 0);
+  parallel((channels + kChannels - 1) / kChannels,
+           shape.patches * taps * kChannels, [&](int64_t begin, int64_t end) {
+             const int64_t first = begin * kChannels;
+             const int64_t width = std::min(channels, end * kChannels) - first;
+             std::vector<float> sums;  // of each tap, then of the bias
+             for (int64_t i = 0; i < shape.patches; ++i) {
+               if (i % kBlock == 0) sums.assign((taps + 1) * width, 0);
+               const float* of_patch = gradient + i * channels + first;
+               for (int64_t t = 0; t < taps; ++t) {
+                 const int64_t row = patches[i * taps + t];
+                 const float* from =
+                     (row < 0 ? padding.data() : rows + row * channels) + first;
+                 float* sum = sums.data() + t * width;
+                 for (int64_t c = 0; c < width; ++c)
+                   sum[c] += from[c] * of_patch[c];
+                 if (row < 0 || rows_gradient == nullptr) continue;
+                 const float* weights = kernel + t * channels + first;
+                 float* to = rows_gradient + row * channels + first;
+                 for (int64_t c = 0; c < width; ++c) {
+                   to[c] += weights[c] * of_patch[c];
+                 }
+               }
+               float* bias = sums.data() + taps * width;
+               for (int64_t c = 0; c < width; ++c) bias[c] += of_patch[c];
+               if (i % kBlock != kBlock - 1 && i != shape.patches - 1) continue;
+               for (int64_t t = 0; t <= taps; ++t) {
+                 float* to = (t < taps ? kernel_gradient + t * channels
+                                       : bias_gradient) +
+                             first;
+                 const float* sum = sums.data() + t * width;
+                 for (int64_t c = 0; c < width; ++c) to[c] += sum[c];
+               }
+             }
+           });
+}
+
 }  // namespace
 
 void PatchGradients(const PatchShape& shape, const float* rows,
@@ -151,6 +197,12 @@ void PatchGradients(const PatchShape& shape, const float* rows,
       }
     });
     gradient = to;
+  }
+  if (shape.groups > 1 && shape.channels == shape.groups &&
+      shape.filters == shape.groups) {
+    DepthwiseGradients(shape, rows, patches, kernel, gradient, parallel,
+                       rows_gradient, kernel_gradient, bias_gradient);
+    return;
   }
   for (int64_t group = 0; group < shape.groups; ++group) {
     KernelGradient(shape, group, rows, patches, gradient, parallel,
