@@ -587,6 +587,21 @@ def mobilenet():
     return keras.Model(inputs, L.Dense(5)(L.GlobalAveragePooling2D()(x)))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 5, 16, 37])
+@pytest.mark.parametrize("multiplier", [1, 3])
+def test_gradients_of_many_depthwise_patches(channels, multiplier):
+    """More than a block of them, of which most are distinct."""
+    inputs = keras.Input((19, 20, 2))
+    x = L.Conv2D(channels, 3, activation="relu")(inputs)
+    x = L.DepthwiseConv2D(
+        3, 2, "same", depth_multiplier=multiplier, activation="relu"
+    )(x)
+    model = keras.Model(inputs, L.Conv2D(3, 3)(x))
+    randomize(model)
+    video = np.random.default_rng(0).normal(size=(7, 19, 20, 2))
+    assert_gradient(Runner(model), video.astype(np.float32))
+
+
 def densenet():
     inputs = keras.Input((12, 10, 3))
     x = L.Conv2D(4, 3, padding="same")(inputs)
