@@ -7,7 +7,8 @@ from reuse_tf.convert import convert
 from reuse_tf.coverage import Coverage, CoverageTable, coverage
 from reuse_tf.layers import IncrementalConv2D, IncrementalDense, Stats
 from reuse_tf.ops import changed_positions, sparse_gather, sparse_scatter
-from reuse_tf.runner import LayerStats, Runner, RunnerStats, Structure
+from reuse_tf.runner import LayerStats, Runner, RunnerStats
+from reuse_tf.structure import Structure
 from reuse_tf.thresholds import (
     FoundThresholds,
     find_thresholds,

@@ -14,6 +14,12 @@ from reuse_tf import internals, ops
 from reuse_tf.batches import frame_batches, read_only
 from reuse_tf.graph import Graph, check_model, compile_model
 from reuse_tf.layers import check_threshold
+from reuse_tf.structure import (
+    Structure,
+    find_structure,
+    structure_of,
+    text_of,
+)
 
 
 class LayerStats(NamedTuple):
@@ -74,86 +80,6 @@ class RunnerStats(NamedTuple):
             sum(layer.multiply_adds for layer in layers),
             sum(layer.dense_multiply_adds for layer in layers),
         )
-
-
-class Shown(NamedTuple):
-    """What a map shows in a video that is looked at all over.
-
-    Attributes:
-        pairs: The distinct (position, row) pairs, int32 `[D, 2]`, ordered by
-            position.
-        contents: What tiles of 4 x 4 positions show, as pairs: int32
-            `[E, 16]`, -1 where a tile reaches beyond the map.
-        runs: When a tile shows a content: (tile, content, first frame, last
-            frame + 1), int32 `[K, 4]`.
-    """
-
-    pairs: tf.Tensor
-    contents: tf.Tensor
-    runs: tf.Tensor
-
-
-class Structure(NamedTuple):
-    """What is distinct in a video, at every layer of a runner's model.
-
-    It depends on the frames and not on the weights: one structure serves any
-    number of passes. Integers but for the pixels; see `Runner.structure`.
-
-    Attributes:
-        pixels: The distinct pixels, float32 `[U, C]`. Constants: no gradient
-            flows into them.
-        order: By frame, its number in `runs`: int32 `[T]`, from 0 on. The
-            frames of a stream have consecutive numbers. Outputs follow it: to
-            have them in another order, permute it.
-        patches: For each convolution, pooling and merging of maps, the
-            distinct patches, as ids of the rows of the layers before: int32
-            `[M, taps]`, -1 being padding.
-        shown: `Shown` for each map that is an output, or that a dense layer, a
-            global pooling or the like looks at.
-        states: For each vector that is merged into a map: by frame, in the
-            order of `order`, the last one that changed it, int32 `[T]`.
-        size: Height and width of the frames, int32 `[2]`.
-        nodes: The network, as the ops read it: a string.
-    """
-
-    pixels: tf.Tensor
-    order: tf.Tensor
-    patches: list[tf.Tensor]
-    shown: list[Shown]
-    states: list[tf.Tensor]
-    size: tf.Tensor
-    nodes: str
-
-    @internals.as_it_is
-    def take(self, frames: ArrayLike | tf.Tensor) -> "Structure":
-        """The structure of some of the frames, as of a minibatch.
-
-        Finds it without looking at pixels: it costs about as much as reading
-        the structure once. What none of the frames shows is left out, so that
-        passes over it cost what is distinct in these frames alone.
-
-        Args:
-            frames: Integers `[F]`, the frames' places in `order`: any of them,
-                in any order, and as often as wanted.
-
-        Returns:
-            A `Structure` whose outputs are those of these frames, `[F, ...]`.
-
-        Raises:
-            ValueError: If `frames` are no integers.
-            tf.errors.InvalidArgumentError: If there is no such frame, or
-                `frames` have another shape.
-        """
-        parts = ops.take_frames(
-            frames,
-            self.pixels,
-            self.order,
-            self.patches,
-            *[list(of_map) for of_map in zip(*self.shown, strict=True)],
-            self.states,
-            nodes=_text(self.nodes).split("\n"),
-        )
-        return self._replace(**_parts(*parts))
 
 
 class Runner:
@@ -585,7 +511,7 @@ class Runner:
             frames = self._as_input(_tensor(frames))
             # Another thread may fit the runner to frames of another size.
             graph = self._fit(frames.shape).graph
-            frames = _find_structure(frames, graph)
+            frames = find_structure(frames, graph)
         with internals.uncast():
             return graph.evaluate(frames)
 
@@ -603,7 +529,7 @@ class Runner:
                 graph.frame_shape[:2],
                 "The structure is that of frames of another size.",
             )
-        nodes = _text(structure.nodes)
+        nodes = text_of(structure.nodes)
         # In a graph it may be known later.
         if isinstance(nodes, str) and nodes not in graph.texts.values():
             raise ValueError(
@@ -627,7 +553,7 @@ class Runner:
                 call.
         """
         frames = self._as_input(_tensor(frames))
-        return _find_structure(frames, self._fit(frames.shape).graph)
+        return find_structure(frames, self._fit(frames.shape).graph)
 
     def record(self, dtype: DTypeLike | tf.DType = tf.uint8) -> None:
         """Has `step` leave the structure of its frames behind, from now on.
@@ -676,7 +602,7 @@ class Runner:
             return None
         graph = state.graph
         parts = ops.runner_recording(state.handle, **graph.counts)
-        structure = _structure(parts, graph, state.dtype)
+        structure = structure_of(parts, graph, state.dtype)
         missed = self._stepped_by_others(state) != self._stepped
         return structure if len(structure.order) and not missed else None
 
@@ -828,41 +754,6 @@ def _by_name(threshold):
     # A default sets none: a layer may have its own.
     threshold = check_threshold(threshold)
     return {"frames": threshold} if threshold else {}
-
-
-def _text(nodes):
-    """The nodes of a structure, of which a `tf.function` makes a tensor."""
-    if tf.is_tensor(nodes) and tf.executing_eagerly():
-        return nodes.numpy().decode()
-    return nodes
-
-
-def _find_structure(frames, graph):
-    """The structure of a video, a tensor as it is given to the model."""
-    parts = ops.video_structure(
-        frames, nodes=graph.lines(frames.dtype), **graph.counts
-    )
-    return _structure(parts, graph, frames.dtype)
-
-
-def _structure(parts, graph, dtype):
-    """A structure of the outputs of an op."""
-    return Structure(
-        **_parts(*parts),
-        size=tf.constant(graph.frame_shape[:2]),
-        nodes=graph.texts[dtype],
-    )
-
-
-def _parts(pixels, order, patches, pairs, contents, runs, states):
-    shown = zip(pairs, contents, runs, strict=True)
-    return {
-        "pixels": pixels,
-        "order": order,
-        "patches": list(patches),
-        "shown": [Shown(*of_map) for of_map in shown],
-        "states": list(states),
-    }
 
 
 class _Fitted:
