@@ -137,7 +137,7 @@ inline void OutputStructure(OpKernelContext* context,
   const InternTable* table = maps[0].table.get();
   OutputPixels(context, graph.frame, table,
                !any               ? 0
-               : table == nullptr ? 256
+               : table == nullptr ? kByteValues
                                   : table->size());
   OutputIds(context, 1, {size(order)}, order.data());
   int patches = 2;

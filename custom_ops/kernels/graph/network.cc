@@ -24,10 +24,6 @@ constexpr int64_t kPause = 1024;
 // A recording of more than these, some 400 and 250 MB, is not kept.
 constexpr int64_t kMaxContents = 4 << 20, kMaxRuns = 16 << 20;
 
-bool IsByte(const FrameShape& frame) {
-  return frame.bytes && frame.channels == 1;
-}
-
 // The bound of each map's table: the user's, or so that all tables, with their
 // keys, slots and activations, stay within some 400 MB together. Each is in
 // proportion to the positions of its map.
@@ -52,7 +48,7 @@ std::vector<int64_t> MaxRows(const Graph& graph, int64_t max_rows) {
                      : max_rows > 0 ? max_rows
                                     : static_cast<int64_t>(share));
   }
-  if (IsByte(graph.frame)) result[0] = 256;
+  if (graph.frame.is_byte()) result[0] = kByteValues;
   return result;
 }
 
@@ -729,7 +725,7 @@ std::vector<int64_t> Network::Rows() const {
     const size_t i = rows.size();
     rows.push_back(max_rows_[i] == 0      ? 0
                    : !map.content()       ? structure_.streams() * map.pixels()
-                   : map.table == nullptr ? 256
+                   : map.table == nullptr ? kByteValues
                                           : map.table->size());
   }
   return rows;

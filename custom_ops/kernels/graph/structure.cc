@@ -8,15 +8,8 @@
 namespace reuse_tf {
 namespace {
 
-// A pixel of one byte is its own id.
-constexpr int64_t kByteValues = 256;
-
 // Tiles over more pixels than these words hold are seldom seen twice.
 constexpr int64_t kMaxTileWords = 1024;
-
-bool IsByte(const FrameShape& frame) {
-  return frame.bytes && frame.channels == 1;
-}
 
 // Whether a map is only summed up, tile by tile.
 bool OnlySummed(const Graph& graph, int32_t map) {
@@ -73,7 +66,7 @@ void Structure::Restart(const std::vector<Reuse>& reuse) {
     } else if (node.has_patches()) {
       map.table =
           std::make_unique<InternTable>(node.taps(), max_rows_[i], hash_mask_);
-    } else if (i == 0 && !IsByte(graph_.frame)) {
+    } else if (i == 0 && !graph_.frame.is_byte()) {
       map.table = std::make_unique<InternTable>(
           (graph_.frame.pixel_size() + 3) / 4, max_rows_[i], hash_mask_);
     }
@@ -356,7 +349,7 @@ bool Structure::UpdatePixels(const uint8_t* frames,
   map.any_changed = !map.positions.empty();
   const int64_t count = map.positions.size(), size = frame.pixel_size();
   map.rows = NewRows();
-  if (map.content() && IsByte(frame)) {
+  if (map.content() && frame.is_byte()) {
     for (const int32_t at : map.positions) map.ids[at] = seen_[at];
     // The rows of all values are computed at the first step.
     if (pixels_.size() != kByteValues) {

@@ -15,7 +15,11 @@ struct FrameShape {
 
   int64_t pixels() const { return height * width; }
   int64_t pixel_size() const { return channels * (bytes ? 1 : 4); }
+  // A pixel of one byte is its own id.
+  bool is_byte() const { return bytes && channels == 1; }
 };
+
+constexpr int64_t kByteValues = 256;
 
 // The window slides over a grid on which the input's pixels lie `up` apart, 1
 // but for a transposed convolution. Padding is that of the grid; where it is
