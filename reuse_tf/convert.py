@@ -8,6 +8,7 @@ import types
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from reuse_tf import internals
 from reuse_tf.layers import (
@@ -435,3 +436,33 @@ def _copy_state(old, new):
     # What is saved is not all: LoRA is merged, the state of seeds left out.
     for theirs, ours in _variable_pairs(old, new):
         ours.assign(theirs)
+    if type(old).__module__.split(".")[0] not in ("keras", "reuse_tf"):
+        _copy_values(old, new)
+
+
+def _copy_values(old, new):
+    """Copies what a user's layer holds that Keras does not know of.
+
+    These are TensorFlow's variables and tensors, and arrays, which `build` or
+    `__init__` may have drawn.
+    """
+    for name, value in vars(old).items():
+        if isinstance(value, (np.ndarray, tf.Tensor)):
+            vars(new)[name] = copying.copy(value)
+        elif isinstance(value, (tf.Variable, tf.Module)):
+            mine = vars(new).get(name)
+            theirs, ours = (
+                [x]
+                if isinstance(x, tf.Variable)
+                else getattr(x, "variables", ())
+                for x in (value, mine)
+            )
+            if [v.shape for v in theirs] != [v.shape for v in ours]:
+                raise ValueError(
+                    "Expected the layers of `model` to hold the same variables "
+                    "when they are made of their configs. Received: "
+                    f"{type(old).__name__} {old.name!r}, whose copy lacks "
+                    f"those of its `{name}`"
+                )
+            for variable, known in zip(ours, theirs, strict=True):
+                variable.assign(known)

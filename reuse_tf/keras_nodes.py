@@ -839,8 +839,8 @@ def _reshape_operation(call):
         batch is None
         and None not in rest
         and math.prod(rest) == math.prod(shape)
-        # Without an axis, `squeeze` takes a batch of one away.
-        and getattr(layer, "axis", 0) is not None,
+        # Without an axis, `squeeze` may take a batch of one away.
+        and getattr(layer, "axis", 0) not in (None, (), []),
         "it does not keep frames apart",
     )
     return Value(call.value.node, tuple(rest))
@@ -1029,8 +1029,10 @@ def check_call(layer, symbolic):
     if not isinstance(layer, keras.Model):  # of which `check_model` does
         replaced = internals.replaced_method(layer)
         require(replaced is None, f"its `{replaced}` was replaced")
+    known = isinstance(layer, keras.Model) or type(layer) in _LAYERS
     require(
         not symbolic.arguments.get("training")
+        or not known  # for which there is another reason
         or _LAYERS.get(type(layer)) in _TRAINING,
         "it is called with training=True",
     )

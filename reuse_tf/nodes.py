@@ -103,7 +103,7 @@ class Value(NamedTuple):
 
 def map_shape(shape):
     """A shape of Keras's as one of a map."""
-    *outer, channels = shape
+    *outer, channels = shape or (1,)
     if len(outer) < 2:
         return (*outer, 1, 1)[:2] + (channels,)
     return (math.prod(outer[:-1]), outer[-1], channels)

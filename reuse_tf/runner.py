@@ -851,7 +851,8 @@ class _Kept:
     def fits(self, frames):
         """Whether these are the same array, which may hold other numbers."""
         return (
-            frames is self._frames
+            self._frames is not None
+            and frames is self._frames
             # NumPy lets these be assigned to.
             and frames.shape == self._shape
             and frames.dtype is self._dtype

@@ -888,6 +888,46 @@ class TestCoverage:
         assert coverage(runner)[-1].how == "reuses"
 
 
+@keras.saving.register_keras_serializable()
+class OwnValues(keras.layers.Layer):
+    """Holds values that Keras does not know of, drawn anew in each copy."""
+
+    def build(self, shape):
+        self.variable = tf.Variable(tf.random.normal([shape[-1]]))
+        self.array = np.random.normal(size=shape[-1]).astype(np.float32)
+        self.tensor = tf.random.normal([shape[-1]])
+        self.module = tf.Module()
+        self.module.inner = tf.Variable(tf.random.normal([shape[-1]]))
+
+    def call(self, inputs):
+        scale = self.variable * self.array * self.tensor
+        return inputs * scale * self.module.inner
+
+
+def test_what_keras_does_not_know_of_is_copied():
+    model = keras.Sequential(
+        [keras.Input((6, 5, 2)), keras.layers.Conv2D(3, 3), OwnValues()]
+    )
+    frames = np.random.default_rng(0).normal(size=(2, 6, 5, 2))
+    converted = convert(model)
+    np.testing.assert_allclose(
+        converted(frames), model(frames), rtol=1e-4, atol=1e-5
+    )
+    before = converted(frames)
+    model.layers[1].variable.assign([0.0, 0.0, 0.0])
+    model.layers[1].array[:] = 0
+    np.testing.assert_array_equal(converted(frames), before)
+
+
+def test_variables_that_a_copy_lacks_are_refused():
+    model = keras.Sequential(
+        [keras.Input((6, 5, 2)), keras.layers.Conv2D(3, 3), OwnValues()]
+    )
+    model.layers[1].later = tf.Variable([1.0])
+    with pytest.raises(ValueError, match="copy lacks those of its `later`"):
+        convert(model)
+
+
 class TestPredict:
     """What is said of it in `convert` and the README."""
 

@@ -410,6 +410,8 @@ def test_maps_that_do_not_fit_each_other_are_named():
         ("frames apart", lambda x: keras.ops.reshape(x, (1, 80))),
         ("frames apart", lambda x: keras.ops.expand_dims(x, 0)),
         ("frames apart", lambda x: keras.ops.squeeze(x)),
+        ("frames apart", lambda x: keras.ops.squeeze(x, axis=[])),
+        ("supported class", lambda x: L.Resizing(3, 3)(x)),
         ("its pad_width", lambda x: keras.ops.pad(x, 1)),
         (
             "its arguments",
@@ -600,6 +602,27 @@ def test_gradients_of_many_depthwise_patches(channels, multiplier):
     randomize(model)
     video = np.random.default_rng(0).normal(size=(7, 19, 20, 2))
     assert_gradient(Runner(model), video.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        lambda x: keras.ops.squeeze(x, -1),
+        L.Reshape(()),
+        lambda x: keras.ops.reshape(x, (-1,)),
+    ],
+    ids=["squeeze", "reshape", "ops.reshape"],
+)
+def test_a_scalar_of_each_frame(scalar):
+    inputs = keras.Input((6, 5, 2))
+    x = L.Flatten()(L.Conv2D(4, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, [L.Dense(3)(x), scalar(L.Dense(1)(x))])
+    randomize(model)
+    runner = Runner(model)
+    video = short_video((6, 5, 2))
+    for frame in video:
+        assert_step(runner, frame[None])
+    assert_gradient(runner, video)
 
 
 def densenet():

@@ -25,19 +25,18 @@ void OutputState(OpKernelContext* context,
       state.release(), context->device()->name());
 }
 
+// The id is no attribute, as TensorFlow keeps a kernel for each value of one.
 class IncrementalStateOp : public GuardedOp {
  public:
-  explicit IncrementalStateOp(OpKernelConstruction* context)
-      : GuardedOp(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("id", &id_));
-  }
+  using GuardedOp::GuardedOp;
   void DoCompute(OpKernelContext* context) override {
-    OutputState(context,
-                RefCountPtr<IncrementalState>(new IncrementalState(id_)));
+    const Tensor& id = context->input(0);
+    OP_REQUIRES(context, tensorflow::TensorShapeUtils::IsScalar(id.shape()),
+                tensorflow::errors::InvalidArgument("id must be a scalar, got ",
+                                                    id.shape().DebugString()));
+    OutputState(context, RefCountPtr<IncrementalState>(
+                             new IncrementalState(id.scalar<int64_t>()())));
   }
-
- private:
-  int64_t id_ = 0;
 };
 
 class StateByIdOp : public GuardedOp {

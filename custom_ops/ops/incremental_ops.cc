@@ -8,7 +8,7 @@ namespace reuse_tf {
 namespace {
 
 REGISTER_OP("ReuseTF>IncrementalState")
-    .Attr("id: int")
+    .Input("id: int64")
     .Output("state: resource")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::ScalarShape)
