@@ -155,8 +155,9 @@ void DepthwiseGradients(const PatchShape& shape, const float* rows,
                  const float* from =
                      (row < 0 ? padding.data() : rows + row * channels) + first;
                  float* sum = sums.data() + t * width;
-                 for (int64_t c = 0; c < width; ++c)
+                 for (int64_t c = 0; c < width; ++c) {
                    sum[c] += from[c] * of_patch[c];
+                 }
                  if (row < 0 || rows_gradient == nullptr) continue;
                  const float* weights = kernel + t * channels + first;
                  float* to = rows_gradient + row * channels + first;
