@@ -388,7 +388,7 @@ class _StandIns:
         return config
 
 
-def parts_of(layer):
+def parts_of(layer: object) -> list[keras.Layer]:
     """The layers within a layer; none within what is only an operation."""
     if not isinstance(layer, keras.Layer):
         return []

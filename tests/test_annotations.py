@@ -9,8 +9,9 @@ import reuse_tf
 
 MODULES = [
     "reuse_tf",
-    *("reuse_tf.callbacks", "reuse_tf.convert", "reuse_tf.layers"),
-    *("reuse_tf.ops", "reuse_tf.runner", "reuse_tf.thresholds"),
+    *("reuse_tf.callbacks", "reuse_tf.convert", "reuse_tf.coverage"),
+    *("reuse_tf.layers", "reuse_tf.ops", "reuse_tf.runner"),
+    "reuse_tf.thresholds",
     *("reuse_tf.atari", "reuse_tf.policies", "reuse_tf.learning.training"),
 ]
 
