@@ -108,12 +108,16 @@ def _checked(frames, shape, dtypes=_DTYPES):
         and frames.dtype.newbyteorder("=") in dtypes
     ):
         return frames
-    size = ", ".join(map(str, shape)).replace("None", "any")
     raise ValueError(
-        f"Expected `x` to be {' or '.join(map(str, dtypes))} frames [T, {size}]"
-        ", or to give batches of such, all of one dtype and size. Received: "
-        f"{frames.dtype} {list(frames.shape)}"
+        f"Expected `x` to be {' or '.join(map(str, dtypes))} frames [T, "
+        f"{sizes_text(shape)}], or to give batches of such, all of one dtype "
+        f"and size. Received: {frames.dtype} {list(frames.shape)}"
     )
+
+
+def sizes_text(shape):
+    """A shape as messages have it: `40, 30, 1`, or `any, any, 1`."""
+    return ", ".join("any" if size is None else str(size) for size in shape)
 
 
 def read_only(array):

@@ -1,15 +1,16 @@
 """What each layer of a model reuses, and why it does not."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
 from reuse_tf.convert import TWINS, parts_of
-from reuse_tf.layers import IncrementalConv2D, IncrementalDense
+from reuse_tf.layers import IncrementalConv2D
 from reuse_tf.runner import Runner
 
-_PLAIN = (keras.layers.Conv2D, keras.layers.Dense)
+_PLAIN: Any = tuple(TWINS)
+_INCREMENTAL: Any = tuple(TWINS.values())
 
 
 class Coverage(NamedTuple):
@@ -96,7 +97,7 @@ def _rows(model):
 
 def _row(layer, name, within=None):
     kind = type(layer)
-    if isinstance(layer, (IncrementalConv2D, IncrementalDense)):
+    if isinstance(layer, _INCREMENTAL):
         why = layer._why_plain()
         if why is None:
             reused = (

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, DTypeLike
 
 from reuse_tf import internals, ops
-from reuse_tf.batches import frame_batches, read_only
+from reuse_tf.batches import frame_batches, read_only, sizes_text
 from reuse_tf.graph import Graph, check_model, compile_model
 from reuse_tf.layers import check_threshold
 from reuse_tf.structure import (
@@ -413,19 +413,16 @@ class Runner:
         What a `tf.function` does not know of the shape yet, the ops check.
         """
         fitted = self._fitted
-        shape = tf.TensorShape(shape)
         if fitted is not None and shape[1:] == fitted.graph.frame_shape:
             return fitted
+        shape = tf.TensorShape(shape)
         fits = shape.is_compatible_with([None, *self._shape])
         if fits and fitted is not None and None not in self._shape:
             return fitted
         if not (fits and shape[1:].is_fully_defined()):
-            size = ", ".join(
-                "any" if n is None else str(n) for n in self._shape
-            )
             raise ValueError(
-                f"Expected `frames` to be of shape [N, {size}]. Received: "
-                f"{shape}"
+                "Expected `frames` to be of shape [N, "
+                f"{sizes_text(self._shape)}]. Received: {shape}"
             )
         # Before what is known is given up: a layer may not fit.
         fitted = _Fitted(self._graph(tuple(shape[1:])))
