@@ -282,8 +282,9 @@ class Runner:
             )
         if copy:
             return fitted.graph.packed(arrays)
-        self._kept = _Kept(state, arrays, given, frames, arguments)
-        return self._kept.outputs
+        # By its own name: another thread may take it from `self` at once.
+        kept = self._kept = _Kept(state, arrays, given, frames, arguments)
+        return kept.outputs
 
     def predict(
         self,

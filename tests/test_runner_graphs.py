@@ -5,6 +5,7 @@ joins of joins, shared layers, branches of different strides, outputs inside.
 """
 
 import functools
+import sys
 import threading
 
 import graphs
@@ -818,10 +819,12 @@ def test_frames_of_any_size_from_several_threads():
 
     def play(video, want):
         try:
-            for _ in range(20):
+            for _ in range(50):
                 for call in (runner.step, runner):
                     np.testing.assert_allclose(call(video), want, atol=1e-5)
                 runner.step(video, copy=False)
+                assert runner.graph is not None
+                runner.reset_state()
         except Exception as error:
             errors.append(error)
 
@@ -829,10 +832,15 @@ def test_frames_of_any_size_from_several_threads():
         threading.Thread(target=play, args=case)
         for case in zip(videos, wants, strict=True)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # Threads meet at every line.
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
     assert not errors
 
 
