@@ -5,6 +5,8 @@ import os
 import select
 import signal
 import subprocess
+import sys
+import threading
 import time
 
 # Seconds that suffice on a slow machine with much else to do.
@@ -90,8 +92,34 @@ def read(descriptor):
     return b""
 
 
-def join(threads):
-    """Waits for threads."""
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive(), "It takes too long."
+def in_threads(call, *cases):
+    """Calls a function in a thread for each case, all at once.
+
+    Python changes between them as often as it can, so that they meet wherever
+    they may. Raises what one of them raised.
+    """
+    errors = []
+    start = threading.Barrier(len(cases))
+
+    def run(case):
+        try:
+            start.wait(LONG)
+            call(*case)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=run, args=[case], daemon=True) for case in cases
+    ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+            assert not thread.is_alive(), "It takes too long."
+    finally:
+        sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]

@@ -1,7 +1,5 @@
 """IncrementalConv2D against keras.layers.Conv2D, and against itself."""
 
-import threading
-
 import children
 import keras
 import numpy as np
@@ -601,26 +599,13 @@ class TestSharing:
         inputs = [change(first, "some", rng) for _ in range(3)]
         inputs.append(_normal(rng, [2, 50, 50, 8]))
         wants = [fresh_twin(layer)(frames).numpy() for frames in inputs]
-        wrong = []
-        start = threading.Barrier(len(inputs))
 
         def call(frames, want):
-            try:
-                start.wait(children.LONG)
-                kept = [function(frames) for _ in range(40)]
-                for outputs in kept:
-                    assert_same_bits(outputs, want)
-            except BaseException as error:
-                wrong.append(error)
+            kept = [function(frames) for _ in range(40)]
+            for outputs in kept:
+                assert_same_bits(outputs, want)
 
-        threads = [
-            threading.Thread(target=call, args=pair)
-            for pair in zip(inputs, wants, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        children.join(threads)
-        assert not wrong
+        children.in_threads(call, *zip(inputs, wants, strict=True))
         assert layer.stats.frames == 40 * 5
 
     def test_in_a_dataset(self):

@@ -1,7 +1,5 @@
 """IncrementalDense against keras.layers.Dense, and against itself."""
 
-import threading
-
 import children
 import numpy as np
 import pytest
@@ -273,20 +271,9 @@ def test_threads_get_their_own_answers():
     inputs = [change(first, "some", rng) for _ in range(3)]
     inputs.append(_normal(rng, [3, 200]))
     wants = [fresh_twin(layer)(each).numpy() for each in inputs]
-    wrong = []
 
     def call(each, want):
-        try:
-            for _ in range(100):
-                assert_same_bits(layer(each), want)
-        except BaseException as error:
-            wrong.append(error)
+        for _ in range(100):
+            assert_same_bits(layer(each), want)
 
-    threads = [
-        threading.Thread(target=call, args=pair)
-        for pair in zip(inputs, wants, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    children.join(threads)
-    assert not wrong
+    children.in_threads(call, *zip(inputs, wants, strict=True))

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import threading
 import weakref
 
 import children
@@ -213,22 +212,13 @@ class TestStreams:
     def test_threads(self):
         runner = Runner(heads())
         videos = [video(60, seed=seed) for seed in range(3)]
-        want = [runner.predict(frames, verbose=0) for frames in videos]
-        got = [None] * len(videos)
+        wants = [runner.predict(frames, verbose=0) for frames in videos]
 
-        def predict(i):
+        def predict(frames, want):
             for _ in range(3):
-                got[i] = runner.predict(videos[i], verbose=0)
+                assert_same(runner.predict(frames, verbose=0), want)
 
-        threads = [
-            threading.Thread(target=predict, args=(i,), daemon=True)
-            for i in range(len(videos))
-        ]
-        for thread in threads:
-            thread.start()
-        children.join(threads)
-        for one, other in zip(got, want, strict=True):
-            assert_same(one, other)
+        children.in_threads(predict, *zip(videos, wants, strict=True))
 
     def test_frames_are_not_kept(self):
         runner = Runner(vector())

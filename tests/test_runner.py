@@ -554,14 +554,14 @@ def test_weights_written_by_another_thread():
             for value in values:
                 kernel.assign(value)
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        got = {runner.step(frames).tobytes() for _ in range(300)}
-    finally:
-        done.set()
-        children.join([thread])
-    assert got <= set(wants)
+    def step():
+        try:
+            for _ in range(300):
+                assert runner.step(frames).tobytes() in wants
+        finally:
+            done.set()
+
+    children.in_threads(lambda call: call(), [write], [step])
     kernel.assign(values[0])
     assert runner.step(frames).tobytes() == wants[0]
 
@@ -1249,27 +1249,16 @@ def test_threads_get_their_own_answers(reuse, count):
             video.append(frames)
         videos.append(video)
         wants.append([Runner(model).step(f) for f in video])
-    wrong = []
 
     def run(video, want):
-        try:
-            for _ in range(20):
-                kept = [runner.step(frames) for frames in video]
-                for outputs, expected in zip(kept, want, strict=True):
-                    assert_same_bits(outputs, expected)
-                runner.reset_state([0])
-                assert runner.stats.frames > 0
-        except BaseException as error:
-            wrong.append(error)
+        for _ in range(20):
+            kept = [runner.step(frames) for frames in video]
+            for outputs, expected in zip(kept, want, strict=True):
+                assert_same_bits(outputs, expected)
+            runner.reset_state([0])
+            assert runner.stats.frames > 0
 
-    threads = [
-        threading.Thread(target=run, args=pair)
-        for pair in zip(videos, wants, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    children.join(threads)
-    assert not wrong
+    children.in_threads(run, *zip(videos, wants, strict=True))
     assert runner.stats.frames == sum(
         20 * sum(map(len, video)) for video in videos
     )

@@ -5,9 +5,8 @@ joins of joins, shared layers, branches of different strides, outputs inside.
 """
 
 import functools
-import sys
-import threading
 
+import children
 import graphs
 import keras
 import numpy as np
@@ -815,33 +814,16 @@ def test_frames_of_any_size_from_several_threads():
     videos = [short_video((size, size + 1, 2)) for size in (4, 9, 6)]
     wants = [Runner(model).step(video) for video in videos]
     runner = Runner(model)
-    errors = []
 
     def play(video, want):
-        try:
-            for _ in range(50):
-                for call in (runner.step, runner):
-                    np.testing.assert_allclose(call(video), want, atol=1e-5)
-                runner.step(video, copy=False)
-                assert runner.graph is not None
-                runner.reset_state()
-        except Exception as error:
-            errors.append(error)
+        for _ in range(50):
+            for call in (runner.step, runner):
+                np.testing.assert_allclose(call(video), want, atol=1e-5)
+            runner.step(video, copy=False)
+            assert runner.graph is not None
+            runner.reset_state()
 
-    threads = [
-        threading.Thread(target=play, args=case)
-        for case in zip(videos, wants, strict=True)
-    ]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # Threads meet at every line.
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        sys.setswitchinterval(interval)
-    assert not errors
+    children.in_threads(play, *zip(videos, wants, strict=True))
 
 
 @pytest.mark.parametrize(
