@@ -1264,6 +1264,44 @@ def test_threads_get_their_own_answers(reuse, count):
     )
 
 
+def test_calls_of_all_kinds_in_threads():
+    """Of one runner: steps, videos, recordings, resets, what was done."""
+    model = small_model((12, 10, 2))
+    runner = Runner(model)
+    rng = np.random.default_rng(0)
+    videos = [random_bytes(rng, 5, 2, 12, 10, 2) for _ in range(3)]
+    videos[1] = videos[1][:, :1]
+    videos[2] = videos[2].astype(np.float32)
+
+    def steps(frames, want):
+        assert_same_bits(runner.step(frames), want)
+        runner.step(frames, copy=False)
+
+    def whole(frames, want):
+        for video in frames, runner.structure(frames):
+            np.testing.assert_allclose(runner(video), want, atol=1e-4)
+        assert_same_bits(runner.predict(frames, verbose=0), want)
+
+    def recording(frames, want):
+        runner.record(frames.dtype)
+        assert_same_bits(runner.step(frames), want)
+        runner.recorded()
+
+    def others(frames, want):
+        assert runner.stats.frames >= 0
+        runner.reset_state([0] if len(frames) == 1 else None)
+
+    def play(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(60):
+            t = rng.choice(5)
+            call = rng.choice([steps, whole, recording, others])
+            call(videos[seed][t], wants[seed][t])
+
+    wants = [[Runner(model).step(f) for f in video] for video in videos]
+    children.in_threads(play, *[[seed] for seed in range(len(videos))])
+
+
 def test_in_a_layer_of_mixed_precision():
     """Where Keras casts the variables of all that is called."""
     model = small_model((9, 8, 2))
