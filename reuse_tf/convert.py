@@ -444,25 +444,43 @@ def _copy_values(old, new):
     """Copies what a user's layer holds that Keras does not know of.
 
     These are TensorFlow's variables and tensors, and arrays, which `build` or
-    `__init__` may have drawn.
+    `__init__` may have drawn; and lists and dicts of such.
     """
+    arrays, holders = (np.ndarray, tf.Tensor), (tf.Variable, tf.Module)
+    of_each = vars(keras.Layer()).keys()
     for name, value in vars(old).items():
-        if isinstance(value, (np.ndarray, tf.Tensor)):
-            vars(new)[name] = copying.copy(value)
-        elif isinstance(value, (tf.Variable, tf.Module)):
-            mine = vars(new).get(name)
-            theirs, ours = (
-                [x]
-                if isinstance(x, tf.Variable)
-                else getattr(x, "variables", ())
-                for x in (value, mine)
-            )
-            if [v.shape for v in theirs] != [v.shape for v in ours]:
+        if name in of_each or name.startswith("_self_"):
+            continue  # Keras's own, or TensorFlow's.
+        theirs = keras.tree.flatten(value)
+        if not any(isinstance(part, arrays + holders) for part in theirs):
+            continue
+        ours = keras.tree.flatten(vars(new).get(name))
+        if len(ours) != len(theirs):
+            ours = [None] * len(theirs)
+        for i, part in enumerate(theirs):
+            if isinstance(part, arrays):
+                ours[i] = copying.copy(part)
+            elif isinstance(part, holders) and not _assigned(ours[i], part):
                 raise ValueError(
                     "Expected the layers of `model` to hold the same variables "
                     "when they are made of their configs. Received: "
                     f"{type(old).__name__} {old.name!r}, whose copy lacks "
                     f"those of its `{name}`"
                 )
-            for variable, known in zip(ours, theirs, strict=True):
-                variable.assign(known)
+        if any(isinstance(part, arrays) for part in theirs):
+            vars(new)[name] = keras.tree.pack_sequence_as(value, ours)
+
+
+def _assigned(holder, other):
+    """Assigns a `tf.Variable` or `tf.Module` another's values, if it can."""
+    ours, theirs = (
+        [held]
+        if isinstance(held, tf.Variable)
+        else [*getattr(held, "variables", ())]
+        for held in (holder, other)
+    )
+    if [v.shape for v in ours] != [v.shape for v in theirs]:
+        return False
+    for mine, variable in zip(ours, theirs, strict=True):
+        mine.assign(variable)
+    return True

@@ -898,9 +898,12 @@ class OwnValues(keras.layers.Layer):
         self.tensor = tf.random.normal([shape[-1]])
         self.module = tf.Module()
         self.module.inner = tf.Variable(tf.random.normal([shape[-1]]))
+        self.list = [tf.Variable([np.random.normal()])]
+        self.dict = {"in": (np.random.normal(size=1).astype(np.float32), 2)}
 
     def call(self, inputs):
         scale = self.variable * self.array * self.tensor
+        scale *= self.list[0] * self.dict["in"][0] * self.dict["in"][1]
         return inputs * scale * self.module.inner
 
 
@@ -919,11 +922,12 @@ def test_what_keras_does_not_know_of_is_copied():
     np.testing.assert_array_equal(converted(frames), before)
 
 
-def test_variables_that_a_copy_lacks_are_refused():
+@pytest.mark.parametrize("more", [lambda v: v, lambda v: [v], lambda v: {1: v}])
+def test_variables_that_a_copy_lacks_are_refused(more):
     model = keras.Sequential(
         [keras.Input((6, 5, 2)), keras.layers.Conv2D(3, 3), OwnValues()]
     )
-    model.layers[1].later = tf.Variable([1.0])
+    model.layers[1].later = more(tf.Variable([1.0]))
     with pytest.raises(ValueError, match="copy lacks those of its `later`"):
         convert(model)
 
