@@ -339,9 +339,12 @@ def test_networks(tmp_path):
 
 
 def test_learners(tmp_path):
-    def row(game, learner, updates, seed=0, slow=1, mean=""):
+    def row(
+        game, learner, updates, seed=0, slow=1, mean="", settings="default"
+    ):
         return {
             **{"algorithm": "ppo", "game": game, "learner": learner},
+            "settings": settings,
             **{"num_envs": 8, "updates": updates, "seed": seed, "threads": 1},
             "steps": 1000 * updates,
             "processor_seconds": 60 * slow * updates,
@@ -358,13 +361,23 @@ def test_learners(tmp_path):
     # What has no return, or has it at the end alone, is no curve.
     rows += [row("Pong", "emulator", updates) for updates in (10, 20)]
     rows += [row("Pong", "plain", 10, mean=7), row("Qbert", "reuse", 5, mean=7)]
+    # Of other settings it is another curve.
+    rows += [
+        row("Pong", "sb3", updates, mean=updates, settings="lunch")
+        for updates in (10, 30)
+    ]
     figure = drawn(tmp_path, rows)["learners_ppo"]
     (legend,) = figure.legends
     assert labels(legend.get_texts()) == ["reuse", "Stable-Baselines3"]
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        *("Pong", "", "Breakout", "")
+        *("Pong", "", "Breakout", "", "Pong, lunch", "")
     ]
-    for i, axes in enumerate(figure.axes):
+    assert [
+        line.get_ydata().tolist()
+        for line in figure.axes[4].get_lines()
+        if len(line.get_xdata())
+    ] == [[10, 30]]
+    for i, axes in enumerate(figure.axes[:4]):
         lines = [
             [line.get_xdata().tolist(), line.get_ydata().tolist()]
             for line in axes.get_lines()
@@ -384,7 +397,7 @@ def test_learners(tmp_path):
     for axes in figure.axes:
         assert sum(len(line.get_xdata()) == 3 for line in axes.get_lines()) == 2
     # Nothing is drawn of ends alone.
-    assert not drawn(tmp_path, rows[-2:])
+    assert not drawn(tmp_path, rows[-4:-2])
 
 
 def test_the_program(tmp_path, capsys):

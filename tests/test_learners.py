@@ -48,6 +48,7 @@ def test_they_are_measured_and_kept(capsys, tmp_path):
     assert [row["learner"] for row in rows] == ["reuse", "plain", "emulator"]
     for row in rows:
         assert row["algorithm"] == "ppo" and row["game"] == "Pong"
+        assert row["settings"] == "default" and row["num_envs"] == "1"
         assert row["steps"] == "256" and int(row["threads"]) >= 1
         assert float(row["seconds"]) > 0 < float(row["processor_seconds"])
     cells = [
@@ -113,6 +114,38 @@ def test_rows_on_the_way_are_written_as_they_come(monkeypatch, tmp_path):
     assert written() == [*first, ("5", "reuse", "50"), ("5", "plain", "50")]
 
 
+def test_settings(monkeypatch, tmp_path):
+    asked = []
+
+    def measure(settings, chosen, updates, threads):
+        asked.append(settings)
+        row = {"seconds": 1, "processor_seconds": 1, "steps": 1}
+        yield 3, {"reuse": {**row, "mean_return": 1}}
+
+    monkeypatch.setattr(learners, "measure", measure)
+    path = tmp_path / "learners.csv"
+    for more in [], ["--settings=lunch"], ["--algorithm=reinforce"]:
+        command = ["--games=Pong", "--learners=reuse", "--updates=3", *more]
+        program.main(["benchmark", "learners", *command, f"--out={path}"])
+        learners.FLAGS.unparse_flags()
+    default, lunch, reinforce = asked
+    assert default == settings(num_envs=8)
+    assert lunch == Settings(
+        algorithm="ppo",
+        num_envs=16,
+        minibatches=8,
+        epochs=3,
+        clip=0.2,
+        learning_rate=5e-4,
+        repeat_action_probability=0.0,
+        steps=3_000_000,
+    )
+    assert lunch.anneal and reinforce.num_envs == 8
+    with path.open(encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["settings"] for row in rows] == ["default", "lunch", "default"]
+
+
 def test_one_reuses_and_the_other_does_not():
     kinds = {"reuse": evaluators.Reusing, "plain": evaluators.Plain}
     for name, kind in kinds.items():
@@ -159,7 +192,9 @@ def test_stable_baselines_learns():
     pytest.importorskip("cv2")
     if importlib.util.find_spec("stable_baselines3") is None:
         pytest.skip("it is not installed")
-    one = learners.make("sb3", settings(game="Breakout", num_envs=2), 1)
+    # Annealed: it is to come to the end.
+    annealed = Settings(algorithm="ppo", game="Breakout", num_envs=2, steps=768)
+    one = learners.make("sb3", annealed, 1)
     seconds = [one.processor_seconds()]
     returns = []
     for _ in range(3):
@@ -185,6 +220,9 @@ def test_stable_baselines_learns():
         (["--every=0"], "every"),
         (["--num_envs=0"], "num_envs"),
         (["--algorithm=dqn"], "algorithm"),
+        (["--settings=dinner"], "lunch"),
+        (["--settings=lunch", "--algorithm=a2c"], "ppo"),
+        (["--settings=lunch", "--updates=1464"], "1463"),
     ],
 )
 def test_a_bad_argument_is_one_clear_line(arguments, named):

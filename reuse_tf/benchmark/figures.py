@@ -58,7 +58,7 @@ _TEXTS = {
     "statistics": ("game",),
     "cameras": ("clip", "network", "what"),
     "networks": ("network", "frames", "what", "reuse"),
-    "learners": ("algorithm", "game", "learner"),
+    "learners": ("algorithm", "game", "learner", "settings"),
 }
 _CHANGES = {
     "none": "nothing changes",
@@ -535,7 +535,9 @@ def networks(rows):
 def _curves(rows):
     """The rows of runs that have several, and the number of each one's run."""
     rows = rows.dropna(subset="mean_return")
-    runs = rows.groupby(["game", "learner", "num_envs", "seed", "threads"])
+    runs = rows.groupby(
+        ["game", "settings", "learner", "num_envs", "seed", "threads"]
+    )
     rows = rows.assign(run=runs.ngroup())
     return rows[runs["updates"].transform("nunique") > 1]
 
@@ -549,11 +551,14 @@ def learners(rows, algorithm):
         algorithm: Its name.
 
     Returns:
-        A figure of two axes for each game, with a line for each run of a
-        learner: the mean return of the last 100 games.
+        A figure of two axes for each game and settings, with a line for each
+        run of a learner: the mean return of the last 100 games.
     """
+    others = rows["settings"] != "default"
     rows = rows.assign(
-        thousands=rows["steps"] / 1000, minutes=rows["processor_seconds"] / 60
+        game=rows["game"].mask(others, rows["game"] + ", " + rows["settings"]),
+        thousands=rows["steps"] / 1000,
+        minutes=rows["processor_seconds"] / 60,
     ).replace({"learner": _LEARNERS})
     games = pandas.unique(rows["game"])
     figure, axes = _figure(

@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,14 +34,41 @@ _RIVAL = "stable_baselines3"
 _STABLE_BASELINES = pathlib.Path(__file__).with_name("stable_baselines.py")
 # Steps that are never reached, so that nothing is cut there.
 _NO_END = 10**12
-KEY = ("algorithm", "game", "learner", "num_envs", "updates", "seed", "threads")
+KEY = (
+    *("algorithm", "game", "learner", "settings", "num_envs", "updates"),
+    *("seed", "threads"),
+)
+# What differs from the default settings of train.py. Of these the learning rate
+# would fall over a number of steps that nobody says.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {"num_envs": 8, "steps": _NO_END, "anneal": False},
+    "lunch": {
+        "num_envs": 16,
+        "minibatches": 8,
+        "epochs": 3,
+        "clip": 0.2,
+        "learning_rate": 5e-4,
+        "repeat_action_probability": 0.0,
+        "steps": 3_000_000,
+    },
+}
 
 FLAGS = flags.FlagValues()
 ALGORITHM = flags.DEFINE_enum(
     "algorithm",
     "ppo",
     [*ALGORITHMS],
-    "How to learn, with the default settings of train.py.",
+    "How to learn.",
+    flag_values=FLAGS,
+)
+CHOSEN_SETTINGS = flags.DEFINE_enum(
+    "settings",
+    "default",
+    [*SETTINGS],
+    "The default settings of train.py, with a learning rate that stays as it "
+    "is, or, for ppo, those that learn Pong over lunch: "
+    + ", ".join(f"{name} {value}" for name, value in SETTINGS["lunch"].items())
+    + ".",
     flag_values=FLAGS,
 )
 GAMES = flags.DEFINE_list(
@@ -65,7 +93,11 @@ EVERY = report.define_count(
     "there is one at the end.",
 )
 NUM_ENVS = report.define_count(
-    FLAGS, "num_envs", 8, "Environments that are played at once."
+    FLAGS,
+    "num_envs",
+    None,
+    "Environments that are played at once. By default 8, or as the settings "
+    "have it.",
 )
 THREADS = report.define_threads(FLAGS)
 SEED = report.define_seed(
@@ -126,7 +158,7 @@ class StableBaselines(Learner):
     """PPO of Stable-Baselines3, in a process of its own.
 
     Args:
-        settings: `Settings` of PPO, with a learning rate that stays as it is.
+        settings: `Settings` of PPO.
         threads: Threads that it computes with.
     """
 
@@ -308,6 +340,30 @@ def _learners():
     return chosen
 
 
+def _settings(game):
+    """The `Settings` that the flags ask for."""
+    algorithm, name = ALGORITHM.value, CHOSEN_SETTINGS.value
+    values = dict(SETTINGS[name])
+    if algorithm == "reinforce":
+        values.pop("anneal", None)
+    if algorithm != "ppo" and name != "default":
+        raise flags.Error(f"--settings={name} is for --algorithm=ppo")
+    if NUM_ENVS.value is not None:
+        values["num_envs"] = NUM_ENVS.value
+    settings = Settings(
+        algorithm=algorithm, game=game, seed=SEED.value, **values
+    )
+    if settings.anneal:
+        # One more than is timed.
+        most = settings.steps // (settings.num_envs * settings.num_steps) - 1
+        if UPDATES.value > most:
+            raise flags.Error(
+                f"expected --updates to be at most {most}, where the learning "
+                f"rate of --settings={name} comes to 0, got {UPDATES.value}"
+            )
+    return settings
+
+
 def main():
     """Measures what the flags describe; prints and writes the results."""
     learners = _learners()
@@ -316,11 +372,12 @@ def main():
     results = report.Results(OUT.value, KEY)
     environment = report.environment()
     environment[_RIVAL] = report.version_of_rival(_RIVAL)
+    of_each = {game: _settings(game) for game in games}
     every = EVERY.value or UPDATES.value
     updates = [*range(every, UPDATES.value, every), UPDATES.value]
     print(
-        f"Learning by {ALGORITHM.value}, in turns of an update, "
-        f"{UPDATES.value} of each. "
+        f"Learning by {ALGORITHM.value}, settings {CHOSEN_SETTINGS.value}, in "
+        f"turns of an update, {UPDATES.value} of each. "
         + ", ".join(f"{name} {v or 'none'}" for name, v in environment.items())
         + "\n"
     )
@@ -329,15 +386,7 @@ def main():
         + [("of the emulator's", 6), ("steps/processor s", 7)]
         + [("reuse is times as fast", 6), ("return", 8)]
     )
-    for game in games:
-        settings = Settings(
-            algorithm=ALGORITHM.value,
-            game=game,
-            num_envs=NUM_ENVS.value,
-            seed=SEED.value,
-            steps=_NO_END,
-            **({} if ALGORITHM.value == "reinforce" else {"anneal": False}),
-        )
+    for game, settings in of_each.items():
         rows = _rows(results, settings, learners, updates, environment)
         for learner in learners:
             _print(table, game, learner, rows)
@@ -380,6 +429,7 @@ def _rows(results, settings, learners, updates, environment):
                     "algorithm": settings.algorithm,
                     "game": settings.game,
                     "learner": learner,
+                    "settings": CHOSEN_SETTINGS.value,
                     "num_envs": settings.num_envs,
                     "updates": number,
                     "seed": settings.seed,

@@ -19,7 +19,7 @@ from reuse_tf import atari, files
 _TEXTS = (
     *("mode", "game", "filters", "column", "policy_tenths", "change"),
     *("network", "frames", "what", "reuse", "clip", "algorithm", "learner"),
-    "learned_of",
+    *("learned_of", "settings"),
     *(
         "instruction_set",
         "tensorflow",

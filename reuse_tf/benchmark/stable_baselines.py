@@ -66,6 +66,12 @@ def serve(lines, out):
         seed=settings["seed"],
         device="cpu",
     )
+    if settings["anneal"]:
+        # It knows only of the steps until the next line.
+        model.lr_schedule = lambda _: (
+            settings["learning_rate"]
+            * (1 - model.num_timesteps / settings["steps"])
+        )
     for _ in lines:
         returns = []
 
