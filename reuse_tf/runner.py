@@ -128,8 +128,8 @@ class Runner:
             goes before it. Of `step` and `predict`: everything else is exact.
             `find_thresholds` finds them.
         max_rows: The most rows that each layer's table holds under content
-            reuse. When one is full, all are cleared. By default, all tables
-            of a model together stay within some 400 MB.
+            reuse. When one is full, all are cleared. By default they share
+            some 400 MB: a layer may have up to eight times its part of them.
 
     Raises:
         ValueError: If the model has a layer that is not supported, or an

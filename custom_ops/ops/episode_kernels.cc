@@ -76,7 +76,7 @@ class VideoStructureOp : public GuardedOp {
     for (const int32_t map : shown) {
       max_tiles.push_back(most(Tiles(graph_, map).count()));
     }
-    Structure structure(graph_, max_rows, max_tiles);
+    Structure structure(graph_, {max_rows}, max_tiles);
     std::vector<EpisodeRecorder> recorders;
     for (size_t k = 0; k < shown.size(); ++k) {
       recorders.emplace_back(structure, k, max_tiles[k], INT32_MAX);

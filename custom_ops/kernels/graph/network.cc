@@ -24,32 +24,36 @@ constexpr int64_t kPause = 1024;
 // A recording of more than these, some 400 and 250 MB, is not kept.
 constexpr int64_t kMaxContents = 4 << 20, kMaxRuns = 16 << 20;
 
-// The bound of each map's table: the user's, or so that all tables, with their
-// keys, slots and activations, stay within some 400 MB together. Each is in
-// proportion to the positions of its map.
-std::vector<int64_t> MaxRows(const Graph& graph, int64_t max_rows) {
-  constexpr double kBytes = 400 << 20;
-  constexpr int64_t kSlots = 32;
+// The bounds of each map's table: the user's, or such that all tables, with
+// their keys, slots and activations, stay within some bytes together. If all
+// are full at once each has a part in proportion to the positions of its map.
+// But what is seen again and again leaves the first maps with less, so that
+// each may take what others leave, to some times its part: address space is
+// reserved for so much.
+Structure::Bounds RowBounds(const Graph& graph, int64_t max_rows,
+                            int64_t bytes) {
+  constexpr int64_t kSlots = 32, kMostParts = 8;
+  constexpr double kMax = std::numeric_limits<int32_t>::max();
+  Structure::Bounds bounds;
+  bounds.bytes = max_rows > 0 ? 0 : bytes;
   double frame = 0;  // bytes of a row at each position
   for (const Node& node : graph.nodes) {
-    const int64_t key =
-        node.kind == Node::kFrames ? graph.frame.pixel_size() : 4 * node.taps();
-    if (node.kind == Node::kFrames || node.has_patches()) {
-      frame += static_cast<double>(node.pixels()) *
-               (key + 4 * node.channels + kSlots);
+    const bool is_frame = node.kind == Node::kFrames;
+    const int64_t key = is_frame ? graph.frame.pixel_size() : 4 * node.taps();
+    bounds.row_bytes.push_back(key + 4 * node.channels + kSlots);
+    if (is_frame || node.has_patches()) {
+      frame += static_cast<double>(node.pixels()) * bounds.row_bytes.back();
     }
   }
-  std::vector<int64_t> result;
   for (const Node& node : graph.nodes) {
     const bool table = node.kind == Node::kFrames || node.has_patches();
-    const double share = std::clamp<double>(
-        kBytes * node.pixels() / frame, 1, std::numeric_limits<int32_t>::max());
-    result.push_back(!table         ? 0
-                     : max_rows > 0 ? max_rows
-                                    : static_cast<int64_t>(share));
+    const double part = std::clamp(bytes * node.pixels() / frame, 1.0, kMax);
+    bounds.parts.push_back(static_cast<int64_t>(part));
+    const auto most = static_cast<int64_t>(std::min(kMostParts * part, kMax));
+    bounds.rows.push_back(!table ? 0 : max_rows > 0 ? max_rows : most);
   }
-  if (graph.frame.is_byte()) result[0] = kByteValues;
-  return result;
+  if (graph.frame.is_byte()) bounds.rows[0] = kByteValues;
+  return bounds;
 }
 
 // How many contents of the tiles of each shown map `bytes` hold, with their
@@ -147,9 +151,8 @@ Network::Network(const Graph& graph, const Options& options)
     : graph_(graph),
       options_(options),
       set_(ActiveInstructionSet()),
-      max_rows_(MaxRows(graph, options.max_rows)),
-      structure_(graph, max_rows_, MaxTiles(graph, options.tile_bytes),
-                 options.hash_mask),
+      structure_(graph, RowBounds(graph, options.max_rows, options.table_bytes),
+                 MaxTiles(graph, options.tile_bytes), options.hash_mask),
       in_turns_(graph.HasThresholds()),
       content_rows_(graph.nodes.size()),
       temporal_rows_(graph.nodes.size()),
@@ -197,7 +200,7 @@ void Network::Restart(std::vector<Reuse> reuse) {
     temporal_rows_[i] = std::vector<float>();
     if (content_rows_[i].data() == nullptr) {
       content_rows_[i] =
-          LazyBuffer<float>(Product({max_rows_[i], graph_.nodes[i].channels}));
+          LazyBuffer<float>(Product({max_rows()[i], graph_.nodes[i].channels}));
     }
   }
   for (Sum& sum : sums_) {
@@ -406,6 +409,7 @@ void Network::StepStructure(const uint8_t* frames, int64_t streams,
   if (structure_.Step(frames, streams, parallel)) return;
   // A table is full: the frame is computed afresh in empty ones.
   ++stats_.clears;
+  ReleaseRows();
   Restart(reuse_);
   while (!structure_.Step(frames, streams, parallel)) {
     // One frame alone does not fit: not from here on.
@@ -422,6 +426,7 @@ void Network::StepStructure(const uint8_t* frames, int64_t streams,
         }
       }
     }
+    ReleaseRows();
     Restart(std::move(reuse));
   }
 }
@@ -435,16 +440,17 @@ std::vector<EpisodeRecorder> Network::TakeRecording() {
 
 void Network::Release() {
   recording_ = Recording::kNone;
-  // Before new ones are made, and by their pages. (An assignment of {} would
-  // leave a vector its memory.)
-  for (auto& rows : content_rows_) rows = {};
+  // An assignment of {} would leave a vector its memory.
   for (auto& rows : temporal_rows_) rows = std::vector<float>();
-  for (Sum& sum : sums_) {
-    sum.trees = std::vector<float>();
-    sum.tiles = {};
-  }
-  structure_.Release();
+  for (Sum& sum : sums_) sum.trees = std::vector<float>();
+  ReleaseRows();
   Restart(start_);
+}
+
+void Network::ReleaseRows() {
+  for (auto& rows : content_rows_) rows = {};
+  for (Sum& sum : sums_) sum.tiles = {};
+  structure_.Release();
 }
 
 void Network::ComputePixels() {
@@ -723,7 +729,7 @@ std::vector<int64_t> Network::Rows() const {
   std::vector<int64_t> rows;
   for (const Structure::Map& map : structure_.maps()) {
     const size_t i = rows.size();
-    rows.push_back(max_rows_[i] == 0      ? 0
+    rows.push_back(max_rows()[i] == 0     ? 0
                    : !map.content()       ? structure_.streams() * map.pixels()
                    : map.table == nullptr ? kByteValues
                                           : map.table->size());

@@ -34,9 +34,10 @@ class Network {
   enum class Choice { kAuto, kContent, kTemporal };
   struct Options {
     Choice reuse = Choice::kAuto;
-    int64_t max_rows = 0;  // of each table; 0: about 400 MB in all
+    int64_t max_rows = 0;  // of each table; 0: as many as table_bytes allow
     uint64_t hash_mask = ~uint64_t{};
-    int64_t tile_bytes = 96 << 20;  // that sums of tiles may take
+    int64_t table_bytes = 400 << 20;  // that rows may take, with their keys
+    int64_t tile_bytes = 96 << 20;    // that sums of tiles may take
   };
 
   Network(const Graph& graph, const Options& options);
@@ -87,7 +88,9 @@ class Network {
   const NetworkStats& stats() const { return stats_; }
   // Rows in use, by map, and the bound of each. 0 where there is no table.
   std::vector<int64_t> Rows() const;
-  const std::vector<int64_t>& max_rows() const { return max_rows_; }
+  const std::vector<int64_t>& max_rows() const {
+    return structure_.bounds().rows;
+  }
 
  private:
   // What a node computes with.
@@ -114,6 +117,8 @@ class Network {
 
   // Forgets all that was computed and goes on with these kinds of reuse.
   void Restart(std::vector<Reuse> reuse);
+  // Gives the memory of all tables back, before a Restart.
+  void ReleaseRows();
   // Goes over to temporal reuse in one map, as Structure does, and keeps what
   // is known.
   void MakeTemporal(int64_t map);
@@ -150,7 +155,6 @@ class Network {
   const Graph graph_;
   const Options options_;
   const InstructionSet& set_;
-  std::vector<int64_t> max_rows_;
   Structure structure_;
   // The kinds of reuse at the start, and now. Maps of one value a frame, and
   // those behind them, are of temporal reuse whatever is asked for.

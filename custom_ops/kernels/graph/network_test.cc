@@ -332,8 +332,25 @@ Network::Options Options(Choice reuse, int64_t max_rows = 20000,
   return options;
 }
 
+// Of a network whose tables share their bytes: that they keep to these. Returns
+// whether one had more rows than its part.
+bool CheckBytes(const Network& network, const Graph& graph) {
+  const Structure::Bounds& bounds = network.structure().bounds();
+  bool more = false;
+  int64_t bytes = 0;
+  for (size_t m = 0; m < graph.nodes.size(); ++m) {
+    const InternTable* table = network.structure().maps()[m].table.get();
+    if (table == nullptr) continue;
+    bytes += table->taken() * bounds.row_bytes[m];
+    more |= table->size() > bounds.parts[m];
+  }
+  CHECK(bytes <= bounds.bytes);
+  return more;
+}
+
 void TestNetworks(int cases) {
   Random random(3);
+  int64_t with_more = 0;
   for (int i = 0; i < cases; ++i) {
     const Graph graph = RandomGraph(&random, Kinds::kAll).WithOutputs();
     Weights weights = RandomWeights(graph, &random);
@@ -351,6 +368,12 @@ void TestNetworks(int cases) {
       add(Options(Choice::kAuto, max_rows));
     }
     add(Options(Choice::kContent, 20000, ~uint64_t{}, 0));
+    // Bounded together, from next to nothing on.
+    for (const int64_t bytes : {1, 5000, 100000}) {
+      Network::Options options = Options(Choice::kAuto, 0);
+      options.table_bytes = bytes;
+      add(options);
+    }
     std::vector<std::vector<std::vector<float>>> kept(networks.size());
     Video video(graph.frame, random.Int(1, 5), i);
     Weights moved;
@@ -399,6 +422,9 @@ void TestNetworks(int cases) {
           CHECK(networks[k]->reuse(m) == Reuse::kTemporal ||
                 rows[m] <= networks[k]->max_rows()[m]);
         }
+        if (networks[k]->structure().bounds().bytes > 0) {
+          with_more += CheckBytes(*networks[k], graph) ? 1 : 0;
+        }
         for (const auto& map : networks[k]->stats().maps) {
           CHECK(0 <= map.changed && map.changed <= map.positions);
           CHECK(map.new_rows <= map.changed);
@@ -407,6 +433,7 @@ void TestNetworks(int cases) {
       }
     }
   }
+  CHECK(with_more > 0);
 }
 
 // Rows [pixels, channels] of a node in one frame, that were handed on, beside

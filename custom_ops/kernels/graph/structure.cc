@@ -31,10 +31,10 @@ void SetLines(int64_t first, int64_t count, PixelMask* mask) {
 
 }  // namespace
 
-Structure::Structure(const Graph& graph, std::vector<int64_t> max_rows,
+Structure::Structure(const Graph& graph, Bounds bounds,
                      const std::vector<int64_t>& max_tiles, uint64_t hash_mask)
     : graph_(graph),
-      max_rows_(std::move(max_rows)),
+      bounds_(std::move(bounds)),
       hash_mask_(hash_mask),
       maps_(graph.nodes.size()) {
   for (size_t i = 0; i < maps_.size(); ++i) {
@@ -64,13 +64,14 @@ void Structure::Restart(const std::vector<Reuse>& reuse) {
     } else if (map.table != nullptr) {
       map.table->Clear();
     } else if (node.has_patches()) {
-      map.table =
-          std::make_unique<InternTable>(node.taps(), max_rows_[i], hash_mask_);
+      map.table = std::make_unique<InternTable>(node.taps(), bounds_.rows[i],
+                                                hash_mask_);
     } else if (i == 0 && !graph_.frame.is_byte()) {
       map.table = std::make_unique<InternTable>(
-          (graph_.frame.pixel_size() + 3) / 4, max_rows_[i], hash_mask_);
+          (graph_.frame.pixel_size() + 3) / 4, bounds_.rows[i], hash_mask_);
     }
   }
+  CountTaken();
   for (Shown& shown : shown_) {
     shown.changed.clear();
     if (!maps_[shown.node].content() || shown.max_contents == 0) {
@@ -84,10 +85,19 @@ void Structure::Restart(const std::vector<Reuse>& reuse) {
   }
 }
 
+void Structure::CountTaken() {
+  taken_ = 0;
+  for (size_t i = 0; i < maps_.size() && bounds_.bytes > 0; ++i) {
+    const InternTable* table = maps_[i].table.get();
+    if (table != nullptr) taken_ += table->taken() * bounds_.row_bytes[i];
+  }
+}
+
 void Structure::MakeTemporal(int64_t index) {
   Map& map = maps_[index];
   map.reuse = Reuse::kTemporal;
   map.table.reset();
+  CountTaken();
   map.ids = std::vector<int32_t>();
   for (Shown& shown : shown_) {
     if (shown.node != index) continue;
@@ -112,10 +122,7 @@ void Structure::SetStreams(int64_t streams) {
 bool Structure::Step(const uint8_t* frames, int64_t streams,
                      const ParallelFor& parallel) {
   SetStreams(streams);
-  if (!UpdatePixels(frames, parallel)) {
-    full_ = 0;
-    return false;
-  }
+  if (!UpdatePixels(frames, parallel)) return false;
   for (size_t i = 1; i < maps_.size(); ++i) UpdateMap(i);
   fresh_.assign(streams, false);
   for (Shown& shown : shown_) {
@@ -123,10 +130,7 @@ bool Structure::Step(const uint8_t* frames, int64_t streams,
   }
   Want();
   for (size_t i = 1; i < maps_.size(); ++i) {
-    if (!Refresh(i)) {
-      full_ = i;
-      return false;
-    }
+    if (!Refresh(i)) return false;
   }
   frames_ += streams;
   return true;
@@ -443,17 +447,29 @@ void Structure::FindPatches(int64_t index) {
 
 bool Structure::Intern(int64_t index) {
   Map& map = maps_[index];
-  const int64_t known = map.table->size();
+  InternTable& table = *map.table;
+  const int64_t known = table.size(), taken = table.taken();
+  const bool together = bounds_.bytes > 0;
+  const int64_t row_bytes = together ? bounds_.row_bytes[index] : 0;
+  const int64_t most = together ? taken + (bounds_.bytes - taken_) / row_bytes
+                                : bounds_.rows[index];
   new_ids_.resize(map.positions.size());
-  if (!map.table->Intern(map.patches.data(), map.positions.size(),
-                         new_ids_.data())) {
+  const bool fits = table.Intern(map.patches.data(), map.positions.size(),
+                                 new_ids_.data(), most);
+  taken_ += (table.taken() - taken) * row_bytes;
+  if (!fits) {
+    full_ = index;
+    for (int64_t i = index - 1; i >= 0 && together; --i) {
+      const InternTable* other = maps_[i].table.get();
+      if (other != nullptr && other->size() > bounds_.parts[i]) full_ = i;
+    }
     return false;
   }
   for (size_t i = 0; i < new_ids_.size(); ++i) {
     map.ids[map.positions[i]] = new_ids_[i];
   }
-  map.rows.patches = map.table->key(known);
-  map.rows.count = map.table->size() - known;
+  map.rows.patches = table.key(known);
+  map.rows.count = table.size() - known;
   map.rows.first = known;
   return true;
 }

@@ -84,10 +84,19 @@ class Structure {
     std::unique_ptr<InternTable> table;
   };
 
-  // Under content reuse, max_rows bounds the rows of each map, and max_tiles
-  // the contents of the tiles of each shown map. With few, or none, tiles go
+  // Bounds of the tables of rows.
+  struct Bounds {
+    std::vector<int64_t> rows;  // of each map's
+    // Where `bytes` is not 0: what all take together at most, what a row of
+    // each map takes, and the rows that it may have if all have their part.
+    int64_t bytes = 0;
+    std::vector<int64_t> row_bytes = {}, parts = {};
+  };
+
+  // Under content reuse, `bounds` are those of the rows of maps, and max_tiles
+  // of the contents of the tiles of each shown map. With few, or none, tiles go
   // without numbers.
-  Structure(const Graph& graph, std::vector<int64_t> max_rows,
+  Structure(const Graph& graph, Bounds bounds,
             const std::vector<int64_t>& max_tiles,
             uint64_t hash_mask = ~uint64_t{});
 
@@ -124,8 +133,10 @@ class Structure {
   // Until End: whether nothing was known of a stream.
   bool fresh(int64_t stream) const { return fresh_[stream]; }
 
-  // The map whose table was full.
+  // The map whose table was full, or, if all together were, the first one with
+  // more than its part.
   int64_t full() const { return full_; }
+  const Bounds& bounds() const { return bounds_; }
 
   int64_t streams() const { return fresh_.size(); }
   // Whether the last step had streams of which nothing was known before.
@@ -161,9 +172,10 @@ class Structure {
   void FindPatches(int64_t map);
   // Interns them and numbers them.
   bool Intern(int64_t map);
+  void CountTaken();
 
   const Graph graph_;
-  const std::vector<int64_t> max_rows_;
+  const Bounds bounds_;
   const uint64_t hash_mask_;
   std::vector<bool> fresh_;  // by stream: its maps are unknown
   bool had_fresh_ = false;
@@ -174,6 +186,7 @@ class Structure {
   std::vector<Map> maps_;
   std::vector<Shown> shown_;
   std::vector<int32_t> tile_keys_, tile_ids_;
+  int64_t taken_ = 0;  // bytes that the tables have memory of
   int64_t full_ = 0;
 };
 

@@ -26,7 +26,8 @@ void TestStructure(Reuse reuse, Kinds kinds) {
   for (int i = 0; i < 60; ++i) {
     const Graph graph = RandomGraph(&random, kinds).WithOutputs();
     const FrameShape& frame = graph.frame;
-    Structure structure(graph, ForEachMap(graph, 20000), ForEachShown(graph, 0),
+    Structure structure(graph, {ForEachMap(graph, 20000)},
+                        ForEachShown(graph, 0),
                         random.Pick<uint64_t>({~uint64_t{}, 3}));
     const size_t count_of_maps = graph.nodes.size();
     structure.Restart(std::vector<Reuse>(count_of_maps, reuse));
@@ -243,8 +244,8 @@ void TestNewTiles() {
     const int64_t width = graph.nodes[node].width;
     const int64_t max_tiles = random.Pick<int64_t>({3, 30, 5000});
     const auto max_rows = ForEachMap(graph, 20000);
-    Structure all(graph, max_rows, {0});
-    Structure some(graph, max_rows, {max_tiles},
+    Structure all(graph, {max_rows}, {0});
+    Structure some(graph, {max_rows}, {max_tiles},
                    random.Pick<uint64_t>({~uint64_t{}, 3}));
     const Structure::Shown& shown_map = some.shown()[0];
     const Tiles& tiles = shown_map.tiles;
@@ -296,8 +297,9 @@ void TestEpisodes() {
     const int64_t height = graph.nodes[node].height;
     const int64_t width = graph.nodes[node].width;
     const auto max_rows = ForEachMap(graph, 20000);
-    Structure structure(graph, max_rows, {random.Pick<int64_t>({0, 3, 5000})});
-    Structure plain(graph, max_rows, {0});
+    Structure structure(graph, {max_rows},
+                        {random.Pick<int64_t>({0, 3, 5000})});
+    Structure plain(graph, {max_rows}, {0});
     EpisodeRecorder recorder(structure, 0, 20000, 20000);
     Video video(frame, random.Int(1, 3), i);
     // By stream and frame, and position: the row of `plain`.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "custom_ops/kernels/base/lazy_buffer.h"
@@ -68,6 +69,8 @@ class InternTable {
   }
 
   int64_t size() const { return size_; }
+  // The most rows that it ever had, for which it has memory.
+  int64_t taken() const { return taken_; }
   int64_t max_rows() const { return max_rows_; }
   int64_t words() const { return words_; }
   const int32_t* key(int64_t id) const { return keys_.data() + id * words_; }
@@ -77,9 +80,11 @@ class InternTable {
     slots_.assign(kFirstSlots, Slot{});
   }
 
-  // Sets ids[i] to the id of keys[i, 0:words], new or known. False if the table
-  // became full; the ids are then of no use.
-  bool Intern(const int32_t* keys, int64_t count, int32_t* ids) {
+  // Sets ids[i] to the id of keys[i, 0:words], new or known. False if that took
+  // more than `most` rows, or than the table has; the ids are then of no use.
+  bool Intern(const int32_t* keys, int64_t count, int32_t* ids,
+              int64_t most = std::numeric_limits<int64_t>::max()) {
+    most = std::min(most, max_rows_);
     // In blocks: each step asks for the memory that the next one needs.
     constexpr int64_t kBlock = 64;
     uint64_t hashes[kBlock];
@@ -96,7 +101,7 @@ class InternTable {
         if (slot.id_plus_1 != 0) __builtin_prefetch(key(slot.id_plus_1 - 1));
       }
       for (int64_t i = 0; i < size; ++i) {
-        const int32_t id = Find(block + i * words_, hashes[i]);
+        const int32_t id = Find(block + i * words_, hashes[i], most);
         if (id < 0) return false;
         ids[start + i] = id;
       }
@@ -111,16 +116,17 @@ class InternTable {
     int32_t id_plus_1 = 0;
   };
 
-  int32_t Find(const int32_t* key_words, uint64_t hash) {
+  int32_t Find(const int32_t* key_words, uint64_t hash, int64_t most) {
     const uint64_t mask = slots_.size() - 1;
     const uint32_t tag = static_cast<uint32_t>(hash >> 32);
     for (uint64_t i = hash & mask;; i = (i + 1) & mask) {
       Slot& slot = slots_[i];
       if (slot.id_plus_1 == 0) {
-        if (size_ == max_rows_) return -1;
+        if (size_ >= most) return -1;
         std::memcpy(keys_.data() + size_ * words_, key_words,
                     words_ * sizeof(int32_t));
         slot = {tag, static_cast<int32_t>(++size_)};
+        taken_ = std::max(taken_, size_);
         return slot.id_plus_1 - 1;
       }
       if (slot.tag == tag &&
@@ -145,7 +151,7 @@ class InternTable {
 
   int64_t words_, max_rows_;
   uint64_t hash_mask_;
-  int64_t size_ = 0;
+  int64_t size_ = 0, taken_ = 0;
   LazyBuffer<int32_t> keys_;
   std::vector<Slot> slots_;  // a power of two, at most half of them taken
 };
