@@ -1,6 +1,7 @@
 """From plain models to incremental ones and back."""
 
 import copy as copying
+import enum
 import numbers
 import re
 import tempfile
@@ -18,6 +19,15 @@ from reuse_tf.layers import (
 )
 
 _PLAIN_VALUES = (bool, numbers.Number, str, bytes, tuple, np.ndarray)
+# What Keras does not know of as state.
+_ARRAYS = (np.ndarray, np.generic, tf.Tensor)
+_HOLDERS = (tf.Variable, tf.Module)
+_VALUES = _ARRAYS + _HOLDERS
+# What has no state.
+_CONSTANTS = (
+    *(enum.Enum, type, np.ufunc),
+    *(types.FunctionType, types.BuiltinFunctionType),
+)
 # The incremental layer of a plain one.
 TWINS = {
     keras.layers.Conv2D: IncrementalConv2D,
@@ -444,31 +454,65 @@ def _copy_values(old, new):
     """Copies what a user's layer holds that Keras does not know of.
 
     These are TensorFlow's variables and tensors, and arrays, which `build` or
-    `__init__` may have drawn; and lists and dicts of such.
+    `__init__` may have drawn; and lists and dicts that hold any.
     """
-    arrays, holders = (np.ndarray, tf.Tensor), (tf.Variable, tf.Module)
     of_each = vars(keras.Layer()).keys()
     for name, value in vars(old).items():
         if name in of_each or name.startswith("_self_"):
             continue  # Keras's own, or TensorFlow's.
-        theirs = keras.tree.flatten(value)
-        if not any(isinstance(part, arrays + holders) for part in theirs):
+        if not any(isinstance(part, _VALUES) for part in _parts_in(value)):
             continue
-        ours = keras.tree.flatten(vars(new).get(name))
-        if len(ours) != len(theirs):
-            ours = [None] * len(theirs)
-        for i, part in enumerate(theirs):
-            if isinstance(part, arrays):
-                ours[i] = copying.copy(part)
-            elif isinstance(part, holders) and not _assigned(ours[i], part):
-                raise ValueError(
-                    "Expected the layers of `model` to hold the same variables "
-                    "when they are made of their configs. Received: "
-                    f"{type(old).__name__} {old.name!r}, whose copy lacks "
-                    f"those of its `{name}`"
-                )
-        if any(isinstance(part, arrays) for part in theirs):
-            vars(new)[name] = keras.tree.pack_sequence_as(value, ours)
+        try:
+            copy = _copied(value, vars(new).get(name))
+        except LookupError as error:
+            raise ValueError(
+                "Expected the layers of `model` to hold the same variables and "
+                "objects when they are made of their configs. Received: "
+                f"{type(old).__name__} {old.name!r}, whose copy lacks those of "
+                f"its `{name}`"
+            ) from error
+        vars(new)[name] = copy
+
+
+def _parts_in(value):
+    """A value, or what is in it if it is a dict, list or tuple."""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [part for held in value for part in _parts_in(held)]
+
+
+def _copied(value, made):
+    """A value of a layer, for a copy of it.
+
+    Args:
+        value: The layer's, or a part of it.
+        made: The same of the copy, as it was made, or None. Variables in it are
+            assigned the layer's values, and objects stay.
+
+    Raises:
+        LookupError: If there are no such variables or objects in it.
+    """
+    if isinstance(value, _ARRAYS):
+        return copying.copy(value)
+    if isinstance(value, dict):
+        made = made if isinstance(made, dict) else {}
+        return {key: _copied(v, made.get(key)) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        made = [*made] if isinstance(made, list | tuple) else []
+        made += [None] * (len(value) - len(made))
+        parts = [_copied(v, m) for v, m in zip(value, made, strict=False)]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else (*parts,)
+    if value is None or isinstance(value, _PLAIN_VALUES + _CONSTANTS):
+        return value
+    if type(made) is not type(value):
+        raise LookupError
+    if isinstance(value, _HOLDERS) and not _assigned(made, value):
+        raise LookupError
+    return made
 
 
 def _assigned(holder, other):

@@ -922,6 +922,41 @@ def test_what_keras_does_not_know_of_is_copied():
     np.testing.assert_array_equal(converted(frames), before)
 
 
+@keras.saving.register_keras_serializable()
+class Steps(keras.layers.Layer):
+    """Is given what it does after it was made."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.steps = []
+        self.stats = {"mean": 0.0, "scale": 1.0}
+        self.scale = 1.0
+        # No two of these can be told which is less.
+        self.names = {0: "zero", "one": [1, {None: 2, (3, 4): "5"}]}
+
+    def call(self, inputs):
+        for kind, function, weights in self.steps:
+            values = function(inputs)
+            inputs = values * weights if kind == "times" else values + weights
+        return (inputs - self.stats["mean"]) * self.stats["scale"] * self.scale
+
+
+def test_values_set_later_are_copied_with_what_stands_beside_them():
+    steps = Steps()
+    model = keras.Sequential([keras.Input((4, 4, 3)), steps])
+    converted = convert(model)  # in which there are none yet
+    np.testing.assert_array_equal(converted(np.ones((1, 4, 4, 3))), 1)
+    steps.steps.append(("times", abs, np.array([1, 2, 3], np.float32)))
+    steps.steps.append(("plus", abs, 4))
+    steps.stats = {"mean": np.array([1, 0, 2], np.float32), "scale": 2.0}
+    steps.scale = np.float32(3)
+    frames = np.random.default_rng(0).normal(size=(2, 4, 4, 3))
+    np.testing.assert_array_equal(convert(model)(frames), model(frames))
+    steps.steps.append(("plus", abs, object()))
+    with pytest.raises(ValueError, match="copy lacks those of its `steps`"):
+        convert(model)
+
+
 @pytest.mark.parametrize("more", [lambda v: v, lambda v: [v], lambda v: {1: v}])
 def test_variables_that_a_copy_lacks_are_refused(more):
     model = keras.Sequential(
