@@ -52,7 +52,15 @@ class LayerCall(NamedTuple):
 
     def output_shape(self, *shapes):
         shapes = [(1, *shape) for shape in shapes or [self.value.shape]]
-        shape = self.layer.compute_output_shape(*shapes)
+        try:
+            shape = self.layer.compute_output_shape(*shapes)
+        except ValueError as error:
+            # Of a model that takes frames of any size.
+            raise ValueError(
+                "Expected `frames` to be of a size that layer "
+                f"{self.layer.name!r} can take. Received: what comes to it as "
+                f"{' and '.join(str(shape[1:]) for shape in shapes)}: {error}"
+            ) from error
         return tuple(shape[1:])
 
     def add(self, kind, inputs, words, shape, call=None, variables=()):

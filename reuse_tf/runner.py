@@ -256,7 +256,10 @@ class Runner:
             ):
                 self._last, self._kept = kept.state, kept
                 return kept.outputs
-        given, frames = frames, np.ascontiguousarray(frames)
+        given = frames
+        if not isinstance(frames, np.ndarray):
+            frames = _converted(frames, np.asarray)
+        frames = np.ascontiguousarray(frames)
         if not (frames.dtype.isnative and frames.flags.aligned):
             frames = _native(frames)
         if self._converted and frames.dtype.type in self._converted:
@@ -416,20 +419,29 @@ class Runner:
         fitted = self._fitted
         if fitted is not None and shape[1:] == fitted.graph.frame_shape:
             return fitted
-        shape = tf.TensorShape(shape)
-        fits = shape.is_compatible_with([None, *self._shape])
-        if fits and fitted is not None and None not in self._shape:
+        shape = self._check_shape(shape)
+        if fitted is not None and None not in self._shape:
             return fitted
-        if not (fits and shape[1:].is_fully_defined()):
-            raise ValueError(
-                "Expected `frames` to be of shape [N, "
-                f"{sizes_text(self._shape)}]. Received: {shape}"
-            )
+        if not shape[1:].is_fully_defined():
+            raise self._other_shape(shape)
         # Before what is known is given up: a layer may not fit.
         fitted = _Fitted(self._graph(tuple(shape[1:])))
         self._fitted = fitted
         self._last = self._recorded = self._kept = None
         return fitted
+
+    def _check_shape(self, shape):
+        """Refuses a shape that frames cannot have, and returns it."""
+        shape = tf.TensorShape(shape)
+        if not shape.is_compatible_with([None, *self._shape]):
+            raise self._other_shape(shape)
+        return shape
+
+    def _other_shape(self, shape):
+        return ValueError(
+            f"Expected `frames` to be of shape [N, {sizes_text(self._shape)}]. "
+            f"Received: {shape}"
+        )
 
     def _graph(self, shape):
         """The model's graph, with the thresholds of its maps."""
@@ -492,6 +504,18 @@ class Runner:
                 raise ValueError(
                     "Expected `frames` to be videos of one dtype. Received: "
                     f"{', '.join(video.dtype.name for video in videos)}"
+                )
+            for video in videos:
+                self._check_shape(video.shape)
+            sizes = {
+                tuple(video.shape[1:3])
+                for video in videos
+                if video.shape[1:].is_fully_defined()
+            }
+            if len(sizes) > 1:
+                raise ValueError(
+                    "Expected `frames` to be videos of one size. Received: "
+                    f"{', '.join(f'{h}x{w}' for h, w in sorted(sizes))}"
                 )
             outputs = self(tf.concat(videos, 0))
             sizes = tf.stack([tf.shape(video)[0] for video in videos])
@@ -879,6 +903,25 @@ def _native(frames):
 def _tensor(frames):
     if isinstance(frames, np.ndarray):
         frames = _native(frames)
-    frames = tf.convert_to_tensor(frames)
+    frames = _converted(frames, tf.convert_to_tensor)
     _check_dtype(frames.dtype)
     return frames
+
+
+def _converted(frames, convert):
+    """What a user gave for frames, by a function that makes an array of it."""
+    try:
+        converted = convert(frames)
+    # TensorFlow raises errors of several kinds for what is no array.
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise _no_frames(frames) from error
+    if converted.dtype == object:
+        raise _no_frames(frames)
+    return converted
+
+
+def _no_frames(frames):
+    return ValueError(
+        "Expected `frames` to be an array or a tensor. Received: "
+        f"{type(frames).__name__}"
+    )

@@ -808,6 +808,41 @@ def test_sizes_of_any_kind():
             runner.step(np.zeros(bad, np.float32))
 
 
+def test_what_is_no_frames_is_named():
+    inputs = keras.Input((None, None, 2))
+    pooled = L.MaxPooling2D(4, name="pool")(inputs)
+    runner = Runner(keras.Model(inputs, L.Conv2D(3, 3, name="top")(pooled)))
+    video = short_video((20, 16, 2))
+    runner.step(video)
+    for bad in (
+        {"frames": video},
+        None,
+        iter(video),
+        tf.data.Dataset.from_tensors(video),
+        tf.RaggedTensor.from_tensor(video),
+        runner.structure(video),
+    ):
+        calls = [runner.step, runner.structure]
+        if not isinstance(bad, reuse_tf.Structure):
+            calls.append(runner)
+        for call in calls:
+            with pytest.raises(ValueError) as failure:
+                call(bad)
+            assert str(failure.value) == (
+                "Expected `frames` to be an array or a tensor. Received: "
+                + type(bad).__name__
+            )
+    with pytest.raises(ValueError, match="one size. Received: 16x16, 20x16"):
+        runner([video, video[:, :16]])
+    with pytest.raises(ValueError, match=r"Received: \(20, 16, 2\)"):
+        runner([video, video[0]])
+    for size, layer in (8, "top"), (3, "pool"):
+        for call in runner, runner.step:
+            with pytest.raises(ValueError, match=f"that layer '{layer}' can"):
+                call(video[:, :size])
+    assert_same_bits(runner.step(video), Runner(runner.model).step(video))
+
+
 def test_frames_of_any_size_from_several_threads():
     inputs = keras.Input((None, None, 2))
     model = keras.Model(inputs, L.Conv2D(3, 3, padding="same")(inputs))
