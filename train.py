@@ -178,9 +178,9 @@ def main(_):
     except (FloatingPointError, ValueError) as error:
         program.fail(error)
     except OSError as error:
+        advice = "; to resume from the last checkpoint, pass --run_dir="
         program.fail(
-            f"{files.explain(error)}; to resume from the last checkpoint, "
-            f"pass --run_dir={path}"
+            f"{files.explain(error)}{advice + path if path is not None else ''}"
         )
     except workers.WorkerLost as error:
         advice = "to resume, begin all workers again"

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import math
@@ -1441,6 +1442,48 @@ def test_a_directory_is_used_by_one_process_at_a_time():
     RunDirectory("run", {"a": 1}, may_change=(), columns=["a"]).__exit__()
 
 
+def test_a_process_that_was_forked_does_not_keep_the_directory():
+    open_run = functools.partial(
+        RunDirectory, "run", {"a": 1}, may_change=(), columns=["a"]
+    )
+    there, begun = os.pipe()
+    until, ended = os.pipe()
+    with open_run() as directory:
+        child = os.fork()
+        if child == 0:
+            os.close(ended)
+            os.write(begun, b".")
+            os.read(until, 1)  # while the parent has it open
+            directory.__exit__()
+            os._exit(0)
+        os.read(there, 1)
+    try:
+        open_run().__exit__()
+    finally:
+        os.close(ended)
+        _, status = os.waitpid(child, 0)
+        for descriptor in there, begun, until:
+            os.close(descriptor)
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    "left", ["episodes.csv", "evaluations.csv", "best.keras"]
+)
+def test_results_without_a_checkpoint_are_not_written_over(left):
+    settings_ = settings(eval_every=30, eval_episodes=1)
+    train(settings_, "run", Catch)
+    content = pathlib.Path("run", left).read_bytes()
+    for path in pathlib.Path("run").iterdir():
+        if path.name.startswith("checkpoint-"):
+            shutil.rmtree(path)
+        elif path.name not in (left, "tensorboard", "flags.json"):
+            path.unlink()
+    with pytest.raises(ValueError, match=f"has its {left}, but no checkpoint"):
+        train(settings_, "run", Catch)
+    assert pathlib.Path("run", left).read_bytes() == content
+
+
 @pytest.mark.parametrize("another", [False, True])
 def test_a_directory_that_was_moved_is_not_written_to(another):
     def open_run(settings):
@@ -1761,6 +1804,54 @@ def network(activation="relu", layer=None, trainable=True):
         return model
 
     return build
+
+
+def residual(join, **dense):
+    """Networks of the same layers and weights."""
+
+    def build(frame_shape, num_actions):
+        frames = keras.Input(frame_shape, dtype="uint8")
+        x = keras.layers.Rescaling(1 / 255)(frames)
+        a = keras.layers.Conv2D(2, 5, 4)(x)
+        b = keras.layers.ReLU()(a)
+        x = keras.layers.Flatten()(keras.layers.Subtract()(join(a, b)))
+        return keras.Model(frames, keras.layers.Dense(num_actions, **dense)(x))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (residual(lambda a, b: [b, a]), "it computes something else"),
+        (
+            residual(lambda a, b: [a, b], kernel_constraint="max_norm"),
+            "MaxNorm",
+        ),
+        (residual(lambda a, b: [a, b], trainable=False), "frozen Dense"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_network_alone(other, reason):
+    own = residual(lambda a, b: [a, b])
+    train(settings(episodes=4), "run", Catch, own)
+    before = weights_of("run")
+    with pytest.raises(ValueError, match="is another one than") as failure:
+        train(settings(episodes=8), "run", Catch, other)
+    assert reason in str(failure.value)
+    for one, same in zip(weights_of("run"), before, strict=True):
+        np.testing.assert_array_equal(one, same)
+    train(settings(episodes=8), "run", Catch, own)
+
+
+def test_trainings_in_threads_are_as_alone():
+    def run(seed):
+        train(settings(seed=seed, episodes=4), f"threads/{seed}", Catch)
+
+    for seed in range(3):
+        train(settings(seed=seed, episodes=4), f"alone/{seed}", Catch)
+    children.in_threads(run, *[[seed] for seed in range(3)])
+    for seed in range(3):
+        assert_same_run(f"threads/{seed}", f"alone/{seed}")
 
 
 class Unregistered(keras.layers.Layer):

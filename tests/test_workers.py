@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from catch import Catch
-from children import LONG, environment, run, started
+from children import LONG, environment, in_threads, run, started
 
 from reuse_tf.learning import environments, workers
 from reuse_tf.learning.ppo import PPO
@@ -249,6 +249,21 @@ def test_others_that_do_not_come(index, monkeypatch):
     match = "did not come" if index == 0 else "cannot be reached"
     with pytest.raises(workers.WorkerLost, match=match):
         workers.connect.__wrapped__(patience=0.5)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6")
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.1", "localhost"])
+def test_they_meet_by_any_address(host):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6")
+    addresses = [f"{host}:{port}" for port in free_ports(2)]
+    in_threads(
+        lambda index: workers._meet(addresses, index, time.monotonic() + 30),
+        [0],
+        [1],
+    )
 
 
 def test_the_chief_takes_each_worker_once():

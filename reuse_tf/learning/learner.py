@@ -3,8 +3,10 @@
 import itertools
 import pathlib
 import tempfile
+import threading
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from reuse_tf import internals
@@ -14,6 +16,9 @@ from reuse_tf.policies.evaluators import evaluator
 from reuse_tf.policies.run_directory import POLICY
 
 _OPTIMIZER = "optimizer.npz"
+# What is drawn, and of which type, is decided by settings of Keras that all
+# threads share.
+_building = threading.Lock()
 
 
 class Learner:
@@ -45,14 +50,15 @@ class Learner:
     ):
         self._kind = (frame_shape, num_actions)
         self._value = value
-        keras.utils.set_random_seed(settings.seed)
-        self.model = build_network(
-            network or settings.network,
-            frame_shape,
-            num_actions,
-            filters=None if network else settings.filters,
-            value=value,
-        )
+        with _building:
+            keras.utils.set_random_seed(settings.seed)
+            self.model = build_network(
+                network or settings.network,
+                frame_shape,
+                num_actions,
+                filters=None if network else settings.filters,
+                value=value,
+            )
         if not self.model.trainable_variables:
             raise ValueError(
                 "Expected `network` to make a model that can learn. Received: "
@@ -62,9 +68,10 @@ class Learner:
             _check_dtypes(self.model)
             _check_losses(self.model)
             self._check_it_can_be_read()
-        self.optimizer = make_optimizer(
-            settings, self.model.trainable_variables, epsilon
-        )
+        with _building:
+            self.optimizer = make_optimizer(
+                settings, self.model.trainable_variables, epsilon
+            )
         self.evaluator = evaluator(self.model, settings.reuse)
 
     def _check_it_can_be_read(self):
@@ -119,6 +126,11 @@ class Learner:
                 f"{difference}"
             )
         self.model.set_weights(saved.get_weights())
+        if not _agree(saved, self.model):
+            raise run_directory.OtherRun(
+                "The run's network is another one than that to train: with the "
+                "same layers and weights it computes something else"
+            )
         with run_directory.reading(path / _OPTIMIZER):
             self.optimizer.load(path / _OPTIMIZER)
 
@@ -168,6 +180,19 @@ def _difference(saved, model):
     return None
 
 
+def _agree(*models):
+    """Whether models compute the same of two frames of noise."""
+    shape = models[0].input_shape[1:]
+    frames = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+    outputs = [
+        keras.tree.flatten(model(frames, training=False)) for model in models
+    ]
+    return all(
+        np.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for one, other in zip(*outputs, strict=True)
+    )
+
+
 def _described(model):
     """What its layers are, one by one, but for their names."""
     for layer in internals.sublayers(model):
@@ -179,5 +204,14 @@ def _described(model):
             if name not in ("name", "trainable", "seed")
             and isinstance(value, str | int | float | list | tuple)
         }
+        constraints = {
+            name: type(value).__name__
+            for name, value in vars(layer).items()
+            if name.endswith("_constraint") and value is not None
+        }
         weights = [tuple(weight.shape) for weight in layer.weights]
-        yield f"{type(layer).__name__} {plain}, weights {weights}"
+        frozen = "" if layer.trainable else "frozen "
+        yield (
+            f"{frozen}{type(layer).__name__} {plain | constraints}, weights "
+            f"{weights}"
+        )

@@ -13,6 +13,7 @@ The first of them is the chief, which keeps the run.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -334,7 +335,7 @@ def _meet(addresses, index, deadline):
     port = int(addresses[index].rsplit(":", 1)[1])
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(socket.create_server(("", port)))
+            server = stack.enter_context(_server(port))
         except OSError as error:
             raise ValueError(
                 f"Cannot listen at port {port}, that of {name} in TF_CONFIG: "
@@ -344,6 +345,19 @@ def _meet(addresses, index, deadline):
             _receive(stack, server, len(addresses), greeting, deadline)
         else:
             _call(stack, addresses[0], greeting, deadline)
+
+
+def _server(port):
+    """Listens at a port, by IPv6 too where there is such."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+    return socket.create_server(("", port))
 
 
 def _receive(stack, server, count, greeting, deadline):

@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import shutil
+import weakref
 from typing import Any
 
 from reuse_tf import files
@@ -46,6 +47,19 @@ _ADVICE = (
     "Restore it from a copy, or begin another run in another directory "
     "(--run_dir)."
 )
+
+
+# Those that hold a lock, which forked processes share, and would keep when this
+# one has ended.
+_locked: weakref.WeakSet["RunDirectory"] = weakref.WeakSet()
+
+
+def _unlock_in_child():
+    for directory in [*_locked]:
+        directory._unlock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 class OtherRun(ValueError):
@@ -193,9 +207,10 @@ class RunDirectory:
         try:
             # The lock ends with the process, however that ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locked.add(self)
             self._check(settings, may_change)
         except BaseException as error:
-            os.close(self._lock)
+            self._unlock()
             if isinstance(error, BlockingIOError):
                 raise ValueError(
                     f"Another process is training in `run_dir` {str(path)!r}"
@@ -210,7 +225,13 @@ class RunDirectory:
             if self._episodes is not None:
                 self._episodes.close()
         finally:
+            self._unlock()
+
+    def _unlock(self):
+        _locked.discard(self)
+        if self._lock is not None:
             os.close(self._lock)
+        self._lock = None
 
     def restore(self, read):
         """Goes back to the newest checkpoint, or to an empty run.
@@ -228,9 +249,13 @@ class RunDirectory:
             The rows of `episodes.csv`, as lists of strings.
 
         Raises:
-            ValueError: If the newest checkpoint or the rows are damaged.
+            ValueError: If the newest checkpoint or the rows are damaged, or
+                there are results without a checkpoint.
         """
         self._require_place()
+        checkpoints = _checkpoints(self.path)
+        if not checkpoints:
+            self._require_no_results()
         for leftover in self._leftovers():
             if leftover.is_dir():
                 shutil.rmtree(leftover)
@@ -238,7 +263,6 @@ class RunDirectory:
                 leftover.unlink()
         content = (json.dumps(self._settings, indent=2) + "\n").encode()
         files.write(self.path / _SETTINGS, content)
-        checkpoints = _checkpoints(self.path)
         file = self.path / EPISODES
         rows = []
         if checkpoints:
@@ -248,6 +272,24 @@ class RunDirectory:
             files.write(file, content)
         self._episodes = file.open("a", newline="", encoding="utf-8")
         return rows
+
+    def _require_no_results(self):
+        """Refuses to begin a run where it would write over another's results.
+
+        A run has a checkpoint before it has any.
+        """
+        file = self.path / EPISODES
+        lines = file.read_bytes().split() if file.is_file() else []
+        for name, is_there in (
+            (EPISODES, len(lines) > 1),
+            (EVALUATIONS, (self.path / EVALUATIONS).exists()),
+            (BEST, self.has_best),
+        ):
+            if is_there:
+                raise ValueError(
+                    f"The run in {str(self.path)!r} has its {name}, but no "
+                    f"checkpoint to go on from. {_ADVICE}"
+                )
 
     def _leftovers(self):
         """What was being written when the process was killed."""
