@@ -303,6 +303,34 @@ def test_the_chief_takes_each_worker_once():
     assert len(errors) == 1
 
 
+def test_a_worker_that_does_not_answer_is_not_waited_for_by_tensorflow():
+    addresses = [f"localhost:{port}" for port in free_ports(3)]
+    deadline = time.monotonic() + 7
+    errors = []
+
+    def meet(index):
+        try:
+            workers._meet(addresses, index, deadline)
+        except workers.WorkerLost as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=meet, args=(i,)) for i in (0, 2)]
+    for thread in threads:
+        thread.start()
+    greeting = {"magic": "reuse_tf", "versions": workers._versions()}
+    with connected(("localhost", int(addresses[0].split(":")[1]))) as stopped:
+        said = json.dumps({**greeting, "index": 1}) + "\n"
+        stopped.sendall(said.encode())
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    assert sorted(errors) == [
+        f"the chief at {addresses[0]} has ended while worker 2 waited for the "
+        "others",
+        "workers [1] of TF_CONFIG did not come",
+    ]
+
+
 def connected(address):
     end = time.monotonic() + 30
     while True:

@@ -28,6 +28,7 @@ import tensorflow as tf
 # How long to wait for the others to begin, in seconds.
 _PATIENCE = 600.0
 _MAGIC = "reuse_tf"
+_READY = "ready?"
 # Gradients of at least so many numbers are sent without rows and columns of
 # zeros.
 _LARGE = 1 << 16
@@ -363,7 +364,7 @@ def _server(port):
 def _receive(stack, server, count, greeting, deadline):
     """The chief waits for all others and lets them go on."""
     waiting = {}
-    while len(waiting) < count - 1:
+    while len(waiting) < count - 1 or not _all_answer(waiting):
         sockets = [server, *waiting.values()]
         readable, _, _ = select.select(sockets, [], [], _left(deadline))
         if not readable:
@@ -400,6 +401,22 @@ def _receive(stack, server, count, greeting, deadline):
             connection.sendall(b"null\n")
 
 
+def _all_answer(waiting):
+    """Drops those that do not answer, for which TensorFlow waits for ever."""
+    asked = list(waiting.items())
+    for index, connection in asked:
+        try:
+            connection.sendall(json.dumps(_READY).encode() + b"\n")
+            if connection.recv(1):
+                continue
+        except OSError:
+            pass
+        del waiting[index]
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+    return len(waiting) == len(asked)
+
+
 def _call(stack, address, greeting, deadline):
     """A worker tells the chief that it is there, and waits for the others."""
     host, port = address.rsplit(":", 1)
@@ -421,7 +438,8 @@ def _call(stack, address, greeting, deadline):
         connection.settimeout(_left(deadline) + 5)  # The chief tells first.
         connection.sendall(json.dumps(greeting).encode() + b"\n")
         with connection.makefile() as file:
-            refused = json.loads(file.readline())
+            while (refused := json.loads(file.readline())) == _READY:
+                connection.sendall(b".")
     except (OSError, ValueError) as error:
         raise WorkerLost(
             f"the chief at {address} has ended while worker "
