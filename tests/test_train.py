@@ -1843,6 +1843,24 @@ def test_a_run_goes_on_with_its_own_network_alone(other, reason):
     train(settings(episodes=8), "run", Catch, own)
 
 
+@keras.saving.register_keras_serializable("tests")
+class AlwaysNoise(keras.layers.Layer):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, inputs):
+        noise = keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+        return inputs + noise
+
+
+def test_a_run_goes_on_with_a_network_that_draws_numbers():
+    for episodes in (4, 8):
+        own = network(layer=AlwaysNoise())
+        train(settings(episodes=episodes), "run", Catch, own)
+    assert len(rows_of("run")) == 8
+
+
 def test_trainings_in_threads_are_as_alone():
     def run(seed):
         train(settings(seed=seed, episodes=4), f"threads/{seed}", Catch)
