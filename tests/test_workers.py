@@ -269,15 +269,7 @@ def test_they_meet_by_any_address(host):
 def test_the_chief_takes_each_worker_once():
     """Also where strangers call, or one twice, or one that has ended."""
     addresses = [f"localhost:{port}" for port in free_ports(3)]
-    deadline = time.monotonic() + 30
-    errors = []
-
-    def meet(index):
-        try:
-            workers._meet(addresses, index, deadline)
-        except (ValueError, workers.WorkerLost) as error:
-            errors.append(str(error))
-
+    meet, errors = meeting(addresses, 30)
     chief = threading.Thread(target=meet, args=(0,))
     chief.start()
     address = ("localhost", int(addresses[0].split(":")[1]))
@@ -305,15 +297,7 @@ def test_the_chief_takes_each_worker_once():
 
 def test_a_worker_that_does_not_answer_is_not_waited_for_by_tensorflow():
     addresses = [f"localhost:{port}" for port in free_ports(3)]
-    deadline = time.monotonic() + 7
-    errors = []
-
-    def meet(index):
-        try:
-            workers._meet(addresses, index, deadline)
-        except workers.WorkerLost as error:
-            errors.append(str(error))
-
+    meet, errors = meeting(addresses, 7)
     threads = [threading.Thread(target=meet, args=(i,)) for i in (0, 2)]
     for thread in threads:
         thread.start()
@@ -329,6 +313,20 @@ def test_a_worker_that_does_not_answer_is_not_waited_for_by_tensorflow():
         "others",
         "workers [1] of TF_CONFIG did not come",
     ]
+
+
+def meeting(addresses, seconds):
+    """A function by which one of an index meets the others, and its errors."""
+    deadline = time.monotonic() + seconds
+    errors = []
+
+    def meet(index):
+        try:
+            workers._meet(addresses, index, deadline)
+        except (ValueError, workers.WorkerLost) as error:
+            errors.append(str(error))
+
+    return meet, errors
 
 
 def connected(address):
